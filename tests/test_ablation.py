@@ -6,17 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
-from ablation_study import report, runs
-from ablation_study.chart import draw_chart
+from ablation_study import runs
 from ablation_study.data_sets import RealSet, Toyscapes
+from ablation_study.report import Report
 from ablation_study.runs import PLANS, Run, all_runs
+from helpers import ROOT, key_values
 
 from s4m_d2.engine.checks.config_checks import config_errors
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.stages import run_config, stage_config
 from s4m_d2.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "configs" / "toyscapes_ablation.yaml")
 SEEDS = (0, 1, 2)
 PLAN = PLANS["toyscapes"]
@@ -46,8 +46,7 @@ def result(run) -> dict:
 def config(run: Run):
     """The config of the stage that a run trains, and that of the whole run."""
     values = Toyscapes(None, Path("output")).overrides(run) | run.overrides(Path("runs"))
-    options = [text for pair in values.items() for text in pair]
-    cfg = run_config(load_config(CONFIG, ["MODEL.DEVICE", "cpu", *options]))
+    cfg = run_config(load_config(CONFIG, key_values(values | {"MODEL.DEVICE": "cpu"})))
     return stage_config(cfg, run.stage), cfg
 
 
@@ -105,7 +104,7 @@ def test_a_supervised_run_is_the_student_without_unlabeled_images():
 
 def test_the_report_by_hand():
     results = {run.name: result(run) for run in all_runs(PLAN)}
-    text = report.markdown(results, PLAN, SEEDS)
+    text = Report(results, PLAN, SEEDS).markdown()
     # AP is that of the method, + 1 for 10 %, + 2 a seed: a deviation of 2, and none of differences.
     [guided] = rows(text, "Guided Distillation")[:1]
     assert guided == ["18.0 ± 2.0", "36.0 ± 4.0", "18.5 ± 2.0", "3"]
@@ -120,7 +119,7 @@ def test_the_report_by_hand():
     assert "48 of 48 runs." in text and "Missing" not in text
     # Runs that were asked for by name: the other shares of labels with the other seeds.
     results = {run.name: result(run) for run in all_runs(PLAN, every_seed=True)}
-    text = report.markdown(results, PLAN, SEEDS)
+    text = Report(results, PLAN, SEEDS).markdown()
     shares = ["16.0 ± 2.0", "19.0 ± 2.0", "23.5 ± 2.0", "+4.5 ± 0.0", "+4.2", "3"]
     assert rows(text, "20 %")[0] == shares and "78 of 78 runs." in text
 
@@ -129,13 +128,13 @@ def test_what_is_missing_is_shown_as_missing_and_differences_are_paired_by_seed(
     gone = ["10pct-seed1-gd", "10pct-seed0-gd-pr", "10pct-seed1-gd-pr", "10pct-seed2-gd-pr",
             "20pct-seed0-gd"]  # fmt: skip
     results = {run.name: result(run) for run in all_runs(PLAN) if run.name not in gone}
-    text = report.markdown(results, PLAN, SEEDS)
+    text = Report(results, PLAN, SEEDS).markdown()
     assert all(name in text.partition("**Missing:**")[2] for name in gone)
     assert rows(text, "SD")[0][1:4:2] == ["+1.0, +1.0", "2"]
     assert rows(text, "PR")[0] == ["–", "–", "–", "0", "missing"]
     assert rows(text, "20 %")[0][1:4] == ["–", "21.5", "–"]
-    draw_chart(results, PLAN, SEEDS, tmp_path / "chart.png")
-    draw_chart({}, PLAN, SEEDS, tmp_path / "empty.png")
+    Report(results, PLAN, SEEDS).draw(tmp_path / "chart.png")
+    Report({}, PLAN, SEEDS).draw(tmp_path / "empty.png")
     assert (tmp_path / "chart.png").stat().st_size > (tmp_path / "empty.png").stat().st_size
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 GUIDED, FULL = "10pct-seed0-gd", "10pct-seed0-gd-sd-pr-arp"
 TEACHER, SD_TEACHER = "10pct-seed0-teacher", "10pct-seed0-teacher-sd"
 SHORT = "MODEL.DEVICE cpu S4M.TEACHER.MAX_ITER 2 SOLVER.MAX_ITER 6 S4M.BURN_IN 3"

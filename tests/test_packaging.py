@@ -1,24 +1,18 @@
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import install
 import pytest
+from helpers import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 LITE = ROOT / "detectron2_lite"
 BY_HAND = {"build", "pre-commit"}  # for commits and releases: neither tests nor code need them
 
-BLOCK_ENGINE = """
-import sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name == "detectron2":
-            raise ModuleNotFoundError("No module named 'detectron2'", name=name)
-sys.meta_path.insert(0, Blocker())
-"""
+BLOCK_ENGINE = "import sys; sys.modules['detectron2'] = None\n"
 
 
 def run(code, *paths):
@@ -61,19 +55,11 @@ def requirement_names(lines):
     return {re.sub(r"[-_.]+", "-", name[0]).lower() for name in names if name}
 
 
-def setup_arguments(monkeypatch):
-    import setuptools
-
-    arguments = {}
-    monkeypatch.setattr(setuptools, "setup", lambda **kwargs: arguments.update(kwargs))
-    monkeypatch.chdir(ROOT)
-    file = ROOT / "setup.py"
-    exec(compile(file.read_text(), "setup.py", "exec"), {"__name__": "setup", "__file__": file})
-    return arguments
-
-
 def test_every_dependency_is_pinned_and_none_is_an_engine(monkeypatch):
-    arguments = setup_arguments(monkeypatch)
+    arguments = {}
+    monkeypatch.setattr("setuptools.setup", arguments.update)
+    monkeypatch.chdir(ROOT)
+    runpy.run_path("setup.py")
     texts = ((ROOT / f"requirements{of}.txt").read_text() for of in ("", "-sam2"))
     pins, optional = (re.findall("^[^#\n].*", text, re.MULTILINE) for text in texts)
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in pins + optional)

@@ -1,15 +1,12 @@
 """What the quickstart promises, measured as a user would: slow."""
 
 import statistics
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from helpers import run_script
 
 from s4m_d2.report import read_results
 
-ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (0, 1, 2)
 HOUR = 3600
 
@@ -20,8 +17,7 @@ def test_the_student_is_better_than_the_stage_one_teacher_over_three_seeds(tmp_p
     gains = []
     for seed in SEEDS:
         output = tmp_path / f"seed{seed}"
-        command = [sys.executable, str(ROOT / "tools" / "quickstart.py"), "--output", str(output)]
-        subprocess.run([*command, "SEED", str(seed)], check=True)
+        run_script("tools/quickstart.py", "--output", output, "SEED", seed)
         teacher = read_results(str(output / "teacher" / "results.json"))
         student = read_results(str(output / "student" / "results.json"))
         print(f"seed {seed}:", (output / "results.md").read_text(), sep="\n")

@@ -4,11 +4,11 @@ import os
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
-SCRIPT = Path(__file__).resolve().parents[1] / "tools" / "slurm" / "train.sbatch"
+SCRIPT = ROOT / "tools" / "slurm" / "train.sbatch"
 LIMIT = 30.0  # seconds
 
 STAND_INS = {

@@ -10,8 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 MAX_WHEEL_BYTES = 12 * 2**20
 FOLDERS = ("configs", "docs", "examples", "s4m_d2", "tests", "tools", "detectron2_lite")
 BUILD = """

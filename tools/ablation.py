@@ -27,20 +27,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "datasets")]
+from ablation_study import ROOT, runs
+from ablation_study.data_sets import RealSet, Toyscapes
+from ablation_study.report import Report, Summary, minutes
+from ablation_study.runs import PLANS, REPORTED_SEEDS, Run
+from ablation_study.training import RunFailed, RunStopped, Study, read_results
 
-from ablation_study import runs  # noqa: E402
-from ablation_study.chart import draw_chart  # noqa: E402
-from ablation_study.data_sets import RealSet, Toyscapes  # noqa: E402
-from ablation_study.report import markdown, minutes, summary  # noqa: E402
-from ablation_study.runs import PLANS, REPORTED_SEEDS, Run  # noqa: E402
-from ablation_study.training import RunFailed, RunStopped, Study, read_results  # noqa: E402
-
-from s4m_d2.engine.command.arguments import command_parser, natural  # noqa: E402
-from s4m_d2.engine.training.stop_signals import EXIT_STOPPED  # noqa: E402
-from s4m_d2.errors import S4MError  # noqa: E402
-from s4m_d2.files import atomic_write  # noqa: E402
+from s4m_d2.engine.command.arguments import command_parser, natural
+from s4m_d2.engine.command.launch import exit_status
+from s4m_d2.engine.training.stop_signals import EXIT_STOPPED
+from s4m_d2.files import atomic_write
 
 CONFIGS = {
     "toyscapes": ROOT / "configs" / "toyscapes_ablation.yaml",
@@ -80,7 +76,7 @@ def train_runs(
             try:
                 seconds = None if end is None else max(0.0, end - time.monotonic())
                 result = results[run.name] = study.train(run, results, handle, seconds)
-                ap = summary(results, run.method, [run.seed], percent=run.percent)
+                ap = Summary({run.seed: result["models"][run.method.model]["AP"] or 0.0})
                 print(f"    {ap} AP; {minutes(result['seconds'])}", flush=True)
             except RunStopped as stopped:
                 print(f"    {stopped}; the same command continues", flush=True)
@@ -148,21 +144,19 @@ def run(args: argparse.Namespace) -> int:
         return train_runs(left, study, results, args.max_minutes) if left else 0
     finally:
         if results:
+            report = Report(results, plan, seeds)
             with atomic_write(output / "ablation.md") as file:
-                file.write(markdown(results, plan, seeds))
-            draw_chart(results, plan, seeds, output / "ablation.png")
+                file.write(report.markdown())
+            report.draw(output / "ablation.png")
             print(f"{output}: ablation.md, ablation.png")
 
 
+@exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
     args = parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return run(args)
-    except S4MError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("Stopped; the same command continues.", file=sys.stderr)
         return EXIT_STOPPED

@@ -16,10 +16,12 @@ import json
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
-from annotation_formats import read_annotations
+from annotation_formats import labelme, via
 from annotation_formats.coco import CocoFile
+from annotation_formats.shapes import LabeledImage
 
 from s4m_d2.engine.command.arguments import command_parser
 from s4m_d2.engine.command.launch import exit_status
@@ -37,7 +39,7 @@ def convert(args: argparse.Namespace) -> tuple[dict, CocoFile]:
     for file in _files(args.source):
         name = file.name if file == args.source else file.relative_to(args.source).as_posix()
         try:
-            for image in read_annotations(file, args.class_attribute, args.class_name):
+            for image in read(file, args.class_attribute, args.class_name):
                 coco.add(image, name)
         except DatasetError as error:
             coco.leave_out(name, str(error))
@@ -57,6 +59,27 @@ def _files(source: Path) -> list[Path]:
             f"{source} is neither a JSON file (VIA) nor a folder with JSON files (LabelMe)."
         )
     return files
+
+
+def read(path: Path, class_attribute: str, class_name: str) -> Iterator[LabeledImage]:
+    """The images of a JSON file of VIA 2 or LabelMe, whose format shows in its content."""
+    try:
+        content = json.loads(path.read_bytes())  # UTF-8, or another UTF that its first bytes show
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"its text is not in UTF-8 ({error}): save it in UTF-8") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(f"this is no valid JSON ({error}): export JSON, not CSV") from error
+    if labelme.matches(content):
+        yield labelme.read(content, path.parent, class_name)
+    elif via.matches(content):
+        yield from via.read(content, class_attribute, class_name)
+    elif isinstance(content, dict) and {"project", "file", "metadata"} <= content.keys():
+        raise DatasetError("this is a project of VIA 3: export it there as COCO")
+    else:
+        raise DatasetError(
+            "this is no file of VIA 2 (it has no 'regions') or LabelMe ('shapes'): a COCO json "
+            "needs no conversion, and other tools can export one"
+        )
 
 
 def summary(content: dict) -> str:

@@ -22,16 +22,15 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 from tqdm import tqdm
 
-from s4m_d2.engine import PseudoLabeling, QualityMeasurement, S4MCheckpointer, S4MTrainer
-from s4m_d2.engine.checkpointing.weight_names import BRANCHES
+from s4m_d2.engine import PseudoLabeling, QualityMeasurement
 from s4m_d2.engine.checks.config_checks import check_config
 from s4m_d2.engine.command.arguments import command_parser
 from s4m_d2.engine.command.launch import exit_status
+from s4m_d2.engine.figures.predictor import load_model
 from s4m_d2.engine.labeling.protocol import check_model
 from s4m_d2.engine.labeling.quality import QualityReport, quality_datasets
 from s4m_d2.engine.own_data.own_data import load_run
 from s4m_d2.engine.stages import stage_config
-from s4m_d2.errors import WeightsError
 from s4m_d2.evaluation.pseudo_label_quality import COUNTS, PseudoLabelQuality, Quality
 from s4m_d2.report import write_results
 from s4m_d2.semi.ema_teacher import EMATeacher
@@ -77,9 +76,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of any stage")
     choice = {"dest": "model", "action": "store_const", "default": "teacher"}
-    for branch in sorted(BRANCHES, reverse=True):
-        words = f"the {branch} labels" + " (default)" * (branch == "teacher")
-        parser.add_argument(f"--{branch}", const=branch, help=words, **choice)
+    parser.add_argument("--teacher", const="teacher", help="the teacher labels (default)", **choice)
+    parser.add_argument("--student", const="student", help="the student labels", **choice)
     parser.add_argument("--images", type=int, help="at most; 0: all; default: S4M.QUALITY")
     parser.add_argument("--output", default="", metavar="DIR", help=f"folder for {RESULT}")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
@@ -88,8 +86,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def _config(args: argparse.Namespace) -> CfgNode:
     """The checked config of a stage 2 that starts from the weights."""
-    if "://" not in args.weights and not os.path.isfile(args.weights):
-        raise WeightsError(f"--weights: '{args.weights}' does not exist. Give a checkpoint.")
     images = [] if args.images is None else ["S4M.QUALITY.MAX_IMAGES", str(args.images)]
     stage = ["S4M.STAGE", "student", "S4M.TEACHER_WEIGHTS", args.weights]
     cfg, _ = load_run(args.config_file, [*args.opts, *images, *stage])
@@ -99,9 +95,8 @@ def _config(args: argparse.Namespace) -> CfgNode:
 
 def measure(cfg: CfgNode, weights: str, branch: str) -> QualityReport:
     """Label with the "student" or "teacher" of a checkpoint, and compare."""
-    model = S4MTrainer.build_model(cfg)
+    model, _ = load_model(cfg, weights, branch)
     check_model(model)
-    S4MCheckpointer(model).load(weights, branch=branch, require=True)
     labeling = PseudoLabeling(cfg, EMATeacher(model, cfg.S4M.EMA_DECAY))
     return QualityMeasurement(cfg, labeling)(lambda places: tqdm(places, disable=None))
 

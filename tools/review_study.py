@@ -23,19 +23,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from ablation_study import ROOT
+from ablation_study.data_sets import SAMS, link_images, real_folder, write_part
+from ablation_study.report import Summary
+from ablation_study.training import cores
 from matplotlib.figure import Figure
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "datasets")]
-
-from ablation_study.data_sets import SAMS, link_images, real_folder, write_part  # noqa: E402
-from ablation_study.report import Summary  # noqa: E402
-from ablation_study.training import cores  # noqa: E402
-
-from s4m_d2.engine.command.arguments import command_parser, natural, positive  # noqa: E402
-from s4m_d2.engine.command.launch import exit_status  # noqa: E402
-from s4m_d2.errors import S4MError  # noqa: E402
-from s4m_d2.files import atomic_write  # noqa: E402
+from s4m_d2.engine.command.arguments import command_parser, natural, positive
+from s4m_d2.engine.command.launch import exit_status
+from s4m_d2.errors import S4MError
+from s4m_d2.files import atomic_write
 
 COUNTS, POOL, EVALUATED = (5, 10, 20), 50, 40  # images
 RANDOM = "random"

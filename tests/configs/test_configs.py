@@ -6,12 +6,13 @@ import yaml
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
+from helpers import ROOT
 
 from s4m_d2.data import DATASET_MAPPER_REGISTRY, StrongView
 from s4m_d2.engine.config_file import explicit_keys, load_config
 from s4m_d2.sam.checkpoint import PUBLISHED_WEIGHTS
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 ALL = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 SWIN_L = ["cityscapes_10pct_swinl.yaml", "coco_10pct_swinl.yaml"]
 DINO = [name for name in ALL if "_dinov" in name]

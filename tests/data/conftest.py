@@ -2,8 +2,9 @@ import json
 import uuid
 
 import pytest
-from data_scenes import coco_content, save, scene
+from data_scenes import coco_content, scene
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from helpers import save_image
 
 
 @pytest.fixture
@@ -15,8 +16,8 @@ def data_root(tmp_path, monkeypatch):
             city = ("alpha", "beta")[index % 2]
             stem = f"{split}/{city}/{city}_{index:06d}_000019"
             image, ids = scene(index)
-            save(tmp_path / f"toyscapes/leftImg8bit/{stem}_leftImg8bit.png", image)
-            save(tmp_path / f"toyscapes/gtFine/{stem}_gtFine_instanceIds.png", ids)
+            save_image(tmp_path / f"toyscapes/leftImg8bit/{stem}_leftImg8bit.png", image)
+            save_image(tmp_path / f"toyscapes/gtFine/{stem}_gtFine_instanceIds.png", ids)
     return tmp_path
 
 
@@ -25,7 +26,7 @@ def coco_root(tmp_path):
     """A folder with images/ and instances.json, 10 images."""
     content = coco_content(10)
     for image in content["images"]:
-        save(tmp_path / "images" / image["file_name"], scene(image["id"])[0])
+        save_image(tmp_path / "images" / image["file_name"], scene(image["id"])[0])
     (tmp_path / "instances.json").write_text(json.dumps(content))
     return tmp_path
 

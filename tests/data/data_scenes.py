@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 HEIGHT, WIDTH = 32, 64
 RED, GREEN = (200, 40, 40), (40, 200, 40)
@@ -54,11 +53,6 @@ def coco_content(count: int) -> dict:
             for category, segmentation in segmentations.items()
         ],
     }
-
-
-def save(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
 
 
 def truncate(path: str | Path) -> None:

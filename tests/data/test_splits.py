@@ -4,9 +4,10 @@ import shutil
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
-from data_scenes import HEIGHT, WIDTH, save
+from data_scenes import HEIGHT, WIDTH
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
+from helpers import save_image
 
 from s4m_d2.data import (
     CityscapesFormat,
@@ -52,8 +53,8 @@ def test_a_labeled_split_reads_the_annotations_of_its_images_only(data_root):
 def test_an_id_map_of_noise_is_read_exactly(tmp_path):
     rng = np.random.default_rng(0)
     ids = rng.choice([0, 24, 24000, 24001, 29000, 33012], (17, 23)).astype(np.uint16)
-    save(tmp_path / "i/c/a_leftImg8bit.png", np.zeros((17, 23, 3), np.uint8))
-    save(tmp_path / "g/c/a_gtFine_instanceIds.png", ids)
+    save_image(tmp_path / "i/c/a_leftImg8bit.png", np.zeros((17, 23, 3), np.uint8))
+    save_image(tmp_path / "g/c/a_gtFine_instanceIds.png", ids)
     ((record,), _) = CityscapesFormat(str(tmp_path / "i"), str(tmp_path / "g")).load(sorted)
     assert (record["height"], record["width"]) == ids.shape
     assert record["image_id"] == "a_leftImg8bit.png"

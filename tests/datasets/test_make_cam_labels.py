@@ -8,6 +8,7 @@ import make_cam_labels as command
 import numpy as np
 import pytest
 from cam_like import cam_label
+from helpers import content
 from make_toyscapes import make_toyscapes
 from PIL import Image
 from toyscapes_scene import render_scene
@@ -61,10 +62,6 @@ def data(tmp_path) -> Path:
 
 def run(data, output, *options) -> int:
     return command.main(["--data", str(data), "--output", str(output), *options])
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_the_files_are_the_images_their_truth_and_labels_of_it(data, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from cityscapesscripts.helpers.annotation import Annotation
 from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
 from cityscapesscripts.preparation.json2labelImg import createLabelImage
+from helpers import content
 from PIL import Image
 from toyscapes_scene import LABEL_IDS, render_scene
 
@@ -22,10 +23,6 @@ def dataset(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data") / "toyscapes"
     assert toyscapes.make_toyscapes(root, seed=5, counts=COUNTS)
     return root
-
-
-def content(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
 def test_a_scene_is_a_function_of_seed_split_index_and_size():

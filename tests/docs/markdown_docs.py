@@ -1,12 +1,17 @@
 """What the Markdown files of the project say: commands, code spans, links, headings."""
 
+import json
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from helpers import ROOT
+
 PLACES = ("*.md", "docs/*.md", "datasets/*.md", "examples/*/*.md", "detectron2_lite/*.md")
 PLACES += ("s4m_d2/**/*.md", "tools/**/*.md")
 
@@ -92,3 +97,12 @@ def commands() -> list[Command]:
 
 def _joined(block: str) -> list[str]:
     return [line for line in re.sub(r"\\\n\s*", "", block).splitlines() if line.strip()]
+
+
+def answer_of(what: str, request: Any, folder: Path, environment: dict[str, str]) -> Any:
+    """What run_commands.py answers if it is to "parse" or "run" something, in ``folder``."""
+    command = [sys.executable, str(Path(__file__).with_name("run_commands.py")), what]
+    options = {"capture_output": True, "text": True, "cwd": folder, "env": environment}
+    result = subprocess.run(command, input=json.dumps(request), **options)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])

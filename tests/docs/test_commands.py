@@ -4,17 +4,15 @@ The config of each training goes through what --check does. The commands that ta
 run, in test_short_commands.py.
 """
 
-import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 from functools import reduce
 
 import pytest
 from detectron2.config import get_cfg
-from markdown_docs import PROGRAMS, ROOT, Command, commands, files, spans
+from helpers import ROOT
+from markdown_docs import PROGRAMS, Command, answer_of, commands, files, spans
 
 from s4m_d2 import add_s4m_config
 from s4m_d2.engine.config_file import load_config
@@ -56,12 +54,8 @@ PARSED = [c for c in commands() if (words := script_words(c)) and len(words) > 1
 def answer(tmp_path_factory):
     """What the scripts' own parsers say, all in one process."""
     request = {"commands": list(map(script_words, PARSED)), "scripts": HELPS}
-    command = [sys.executable, str(ROOT / "tests" / "docs" / "parse_commands.py")]
     environment = os.environ | {"DETECTRON2_DATASETS": str(tmp_path_factory.mktemp("none"))}
-    options = {"capture_output": True, "text": True, "cwd": ROOT, "env": environment}
-    result = subprocess.run(command, input=json.dumps(request), **options)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+    return answer_of("parse", request, ROOT, environment)
 
 
 def test_options_exist_and_settings_are_right(answer):

@@ -7,7 +7,8 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
-from markdown_docs import ROOT, anchors, blocks, files, links, spans
+from helpers import ROOT
+from markdown_docs import anchors, blocks, files, links, spans
 
 TOP = ("configs", "datasets", "detectron2_lite", "docs", "examples", "s4m_d2", "tests", "tools")
 FILES = "md|py|sbatch|sh|yaml|yml|toml|cff"

@@ -4,15 +4,14 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from helpers import ROOT, logged
 from make_own_data import make_own_data
-from markdown_docs import ROOT, commands
+from markdown_docs import answer_of, commands
 from PIL import Image
 
 from s4m_d2.pretrained import MODULE
@@ -122,12 +121,8 @@ def results(folder) -> dict[tuple[str, ...], tuple[int, str]]:
     first = [*sepl, tuple(QUICKSTART)]
     order = [*first, *(words for words in SHORT if words not in first)]
     environment = {k: v for k, v in os.environ.items() if k != "DETECTRON2_DATASETS"}
-    command = [sys.executable, str(ROOT / "tests" / "docs" / "run_commands.py")]
-    options = {"capture_output": True, "text": True, "cwd": folder, "env": environment}
-    request = json.dumps([smaller(words) for words in order])
-    result = subprocess.run(command, input=request, **options)
-    assert result.returncode == 0, result.stderr
-    answers = map(tuple, json.loads(result.stdout.splitlines()[-1]))
+    request = [smaller(words) for words in order]
+    answers = answer_of("run", request, folder, environment)
     answered = dict(zip(order, answers, strict=True))
     status, output = answered.pop(tuple(QUICKSTART))
     assert status == 0, output
@@ -167,15 +162,13 @@ def test_what_is_logged_has_the_names_that_the_method_gives(folder, results):
     section = text.split("## What is logged\n")[1].split("\n## ")[0]
     cells = [row.split("|")[1] for row in section.splitlines() if row.startswith("| `")]
     names = [name for cell in cells for name in re.findall("`([^`]+)`", cell)]
-    logged = set()
-    for stage in ("teacher", "student"):
-        lines = (folder / "output/quickstart" / stage / "metrics.json").read_text().splitlines()
-        logged |= {key for line in lines for key in json.loads(line)}
+    run = folder / "output" / "quickstart"
+    keys = {*logged(run / "teacher"), *logged(run / "student")}
     assert len(names) > 15
     for name in names:
         start, more = name.removesuffix("…"), name.endswith("…")
-        found = [key for key in logged if key == start or (more and key.startswith(start))]
-        assert found or (name[0] == "_" and any(key.endswith(name) for key in logged)), name
+        found = [key for key in keys if key == start or (more and key.startswith(start))]
+        assert found or (name[0] == "_" and any(key.endswith(name) for key in keys)), name
 
 
 def test_every_reason_not_to_run_a_command_is_one():

@@ -4,10 +4,10 @@ import json
 from statistics import mean, stdev
 
 import pytest
-from ablation_study import report
+from ablation_study.report import Report
 from ablation_study.runs import PLANS, REPORTED_SEEDS, all_runs
 from ablation_study.training import read_results
-from markdown_docs import ROOT
+from helpers import ROOT
 
 STUDY = ROOT / "docs" / "ablation"
 
@@ -23,7 +23,7 @@ def rows(text: str) -> list[str]:
 def test_the_study_s_report_is_made_from_its_results():
     results = read_results(STUDY / "results", all_runs(PLANS["toyscapes"]))
     assert len(results) == len(list((STUDY / "results").glob("*.json")))
-    expected = report.markdown(results, PLANS["toyscapes"], REPORTED_SEEDS)
+    expected = Report(results, PLANS["toyscapes"], REPORTED_SEEDS).markdown()
     assert (STUDY / "ablation.md").read_text() == expected
 
 

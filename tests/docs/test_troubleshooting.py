@@ -5,7 +5,8 @@ import re
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from helpers import ROOT
+
 TABLE = re.compile(r"^\| message \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", re.MULTILINE)
 ROW = re.compile(r"^\| `(.+?)` \|", re.MULTILINE)
 VARIABLE = "…"

@@ -1,22 +1,17 @@
 """Small runs through train_net.py, on own data mostly, in this process."""
 
 import json
-import logging
 import shutil
-import signal
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
+from helpers import ROOT, key_values, signals_and_logging_kept
+
 from s4m_d2.commands import train
-from s4m_d2.engine.training.stop_signals import STOP_SIGNALS
 
-from .conftest import ROOT, SMALL
+from .conftest import SMALL
 
-CONFIG, TOYSCAPES = (
-    str(ROOT / "configs" / name) for name in ("custom_small.yaml", "toyscapes_10pct.yaml")
-)
-_LOGGERS = ("detectron2", "fvcore", "s4m_d2")
+CONFIG = str(ROOT / "configs" / "custom_small.yaml")
 # What the small runs of other tests have, but for the data and what follows from them.
 _MODEL = {k: v for k, v in SMALL.items() if k.startswith(("MODEL.", "S4M.DISTILL", "S4M.PSEUDO"))}
 # A backbone of few weights: to write checkpoints takes most of the time of a short run.
@@ -77,9 +72,7 @@ def own_options(data: Path, **others) -> list[str]:
 
 def overrides(output: Path, **changes) -> list[str]:
     """KEY VALUE of a small run into ``output``; ``changes`` with __ for dots; None: not given."""
-    merged = OPTIONS | {"OUTPUT_DIR": output}
-    merged |= {key.replace("__", "."): value for key, value in changes.items()}
-    return [str(word) for item in merged.items() if item[1] is not None for word in item]
+    return key_values(OPTIONS | {"OUTPUT_DIR": output}, **changes)
 
 
 def parsed(arguments):
@@ -91,25 +84,7 @@ def parsed(arguments):
         sys.argv = before
 
 
-@contextmanager
-def _as_before():
-    """Logging and signals are afterwards as they were."""
-    loggers = {name: logging.getLogger(name) for name in _LOGGERS}
-    states = {n: (list(x.handlers), x.propagate, x.level) for n, x in loggers.items()}
-    signals = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in signals.items():
-            signal.signal(number, handler)
-        for name, (handlers, propagate, level) in states.items():
-            for handler in set(loggers[name].handlers) - set(handlers):
-                handler.close()
-            loggers[name].handlers[:] = handlers
-            loggers[name].propagate, loggers[name].level = propagate, level
-
-
 def train_net(*arguments, config: str = CONFIG) -> int:
     """Run train_net.py with a config; its exit status."""
-    with _as_before():
+    with signals_and_logging_kept():
         return train.start(parsed(["--config-file", config, *arguments]))

@@ -1,5 +1,7 @@
 """A sound config for the tests of the checks before training."""
 
+from helpers import key_values
+
 from s4m_d2.engine.config_file import load_config
 
 CLASSES = ["person", "car"]
@@ -17,6 +19,4 @@ VALID = {
 
 
 def config(changes=None):
-    settings = VALID | (changes or {})
-    words = [str(word) for item in settings.items() for word in item]
-    return load_config("toyscapes_10pct", words)
+    return load_config("toyscapes_10pct", key_values(VALID | (changes or {})))

@@ -1,7 +1,6 @@
 """Runs killed at any moment, or made longer: schedule and metrics.json are an undisturbed run's."""
 
 import itertools
-import json
 import shutil
 import signal
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.utils.events import JSONWriter
+from helpers import json_lines, key_values
 from torch import nn
 
 from s4m_d2.engine import TeacherTrainer, run_config
@@ -95,9 +95,7 @@ def config(folder, **changes):
         "SOLVER.BACKBONE_MULTIPLIER": 0.1,
         "TEST.EVAL_PERIOD": 15,
     }
-    options |= {key.replace("__", "."): value for key, value in changes.items()}
-    pairs = [str(word) for item in options.items() for word in item]
-    return run_config(load_config("", pairs))
+    return run_config(load_config("", key_values(options, **changes)))
 
 
 def train(folder, *, resume=False, act=None, **changes):
@@ -109,8 +107,8 @@ def train(folder, *, resume=False, act=None, **changes):
 
 
 def logged(folder):
-    lines = (Path(folder) / "metrics.json").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+    lines = json_lines(Path(folder, "metrics.json"))
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
 def final(folder):

@@ -9,6 +9,7 @@ import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.evaluation import DatasetEvaluator
+from helpers import QUICKSTART
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -21,9 +22,6 @@ from s4m_d2.engine.own_data.own_data import StoredData, store
 from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.visualization import overlay, write_video
 
-from .conftest import ROOT
-
-CONFIG = str(ROOT / "configs" / "toyscapes_10pct.yaml")
 EIGHT = "ant bee cat dog elk fox gnu hen".split()
 
 
@@ -53,7 +51,7 @@ def demo(weights, small_config, small_options, tmp_path, monkeypatch):
 
     def run(*inputs, more=(), output="out", score="0"):
         output = tmp_path / output
-        words = ["--config-file", CONFIG, "--weights", path, "--score", score]
+        words = ["--config-file", QUICKSTART, "--weights", path, "--score", score]
         words += ["--output", str(output), *more, "--input", *map(str, inputs)]
         words += small_options(TEST__DETECTIONS_PER_IMAGE=10)
         status = predict.main(words)

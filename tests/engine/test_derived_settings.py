@@ -5,9 +5,9 @@ import math
 from functools import reduce
 
 import numpy as np
-import pycocotools.mask as mask_util
 import pytest
 from detectron2.structures import BoxMode
+from helpers import ROOT, rle_of
 from PIL import Image
 
 from s4m_d2.data.annotations import read_annotations
@@ -20,8 +20,6 @@ from s4m_d2.engine.own_data.derived_settings import (
     suitable_tile,
 )
 from s4m_d2.tiling import Tiling
-
-from .conftest import ROOT
 
 GIB = 1 << 30
 CPU, GPU = Machine(), Machine(24 * GIB)
@@ -152,9 +150,8 @@ def test_small_or_many_instances_ask_for_tiles():
 def test_instances_in_one_piece_are_counted(tmp_path):
     whole, apart = np.zeros((2, 20, 30), np.uint8)
     whole[5:9, 25:] = apart[3:9, 4:8] = apart[3:9, 9:12] = 1
-    rles = [mask_util.encode(np.asfortranarray(mask)) for mask in (whole, apart)]
     polygons = [[[1, 1, 9, 1, 9, 9]], [[1, 1, 9, 1, 9, 9], [20, 1, 28, 1, 28, 9]]]
-    shapes = [{**rle, "counts": rle["counts"].decode()} for rle in rles] + polygons
+    shapes = [rle_of(whole), rle_of(apart), *polygons]
     image = {"id": 1, "file_name": "a.png", "height": 20, "width": 30}
     keys = {"image_id": 1, "category_id": 1, "bbox": [-3, 0, 30.3, 20]}  # beyond the image
     rows = [{**keys, "segmentation": shape} for shape in shapes]

@@ -8,6 +8,7 @@ import torch
 import visualize as tool
 from detectron2.data import DatasetCatalog
 from detectron2.structures import BitMasks, Instances
+from helpers import QUICKSTART
 from PIL import Image
 
 from s4m_d2.data import StrongView
@@ -19,8 +20,6 @@ from s4m_d2.errors import ConfigError
 from s4m_d2.semi.pseudo_labels import Selection
 from s4m_d2.semi.refinement import TeacherMasks
 from s4m_d2.structures import PseudoLabels, sample_generators
-
-from .conftest import ROOT
 
 SIZE = 320, 400  # readable: drawn as it is
 NAMES = ["ant", "bee"]
@@ -167,7 +166,7 @@ def test_views_are_those_of_the_training(small_config, tile):
 
 
 def test_the_tool_writes_what_was_asked_for(small_options, tmp_path, capsys):
-    words = ["--config-file", str(ROOT / "configs" / "toyscapes_10pct.yaml")]
+    words = ["--config-file", QUICKSTART]
     words += ["--output", str(tmp_path / "figures"), "--images", "1"]
     assert tool.main([*words, "--what", "views", *small_options()]) == 0
     path = tmp_path / "figures" / "views.png"

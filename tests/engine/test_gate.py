@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import QUICKSTART
 
 from s4m_d2.engine import FineTuneTrainer, PseudoLabeling, S4MTrainer, TeacherTrainer
 from s4m_d2.engine.labeling.gate import apply_decision, compare_refinement
@@ -13,10 +14,8 @@ from s4m_d2.engine.own_data.own_data import load_run
 from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.semi.refinement import TeacherMasks
 
-from .conftest import ROOT
 from .test_quality import Oracle
 
-CONFIG = str(ROOT / "configs" / "toyscapes_10pct.yaml")
 SHIFT = 3  # px
 
 
@@ -88,7 +87,7 @@ def test_what_makes_masks_worse_is_switched_off_and_the_best_prompt_taken(
 def test_arp_that_the_user_set_stays_without_refinement(small_options, options, stays):
     changes = {"DATASETS__TRAIN": ("toyscapes_train",), "S4M__PSEUDO_LABEL__MIN_AREA": 0.0}
     words = [*small_options(**changes), "S4M.REFINE.GATE", "auto"]
-    cfg, _ = load_run(CONFIG, [*words, *options])
+    cfg, _ = load_run(QUICKSTART, [*words, *options])
     labeling = PseudoLabeling(cfg, EMATeacher(Oracle(), 0.5))
     labeling.refiner = Shift(cfg)
     apply_decision(compare_refinement(cfg, labeling), labeling)

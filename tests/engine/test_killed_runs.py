@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 import timm  # noqa: F401 (once, for all processes)
 import torch
+from helpers import QUICKSTART, ROOT, key_values
 
 import s4m_d2.engine.command.run  # noqa: F401
 from s4m_d2.engine.training.stop_signals import EXIT_STOPPED
 
-from .conftest import ROOT, SMALL
+from .conftest import SMALL
 from .own_runs import LIGHT
 from .sameness import assert_same
 
@@ -109,11 +110,9 @@ def final_states(output: Path) -> dict[str, dict]:
 
 
 def start(output, *flags) -> Run:
-    config = str(ROOT / "configs" / "toyscapes_10pct.yaml")
-    options = OPTIONS | {"OUTPUT_DIR": str(output)}
-    pairs = [str(item) for pair in options.items() for item in pair]
     output.mkdir(exist_ok=True)
-    return Run(["--config-file", config, *flags, *pairs], output / "stdout.txt")
+    words = ["--config-file", QUICKSTART, *flags, *key_values(OPTIONS, OUTPUT_DIR=output)]
+    return Run(words, output / "stdout.txt")
 
 
 @pytest.fixture(scope="module", autouse=True)

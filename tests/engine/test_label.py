@@ -5,12 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from helpers import QUICKSTART
 from pycocotools.coco import COCO
 
 from s4m_d2.commands import label
 
 from .conftest import overrides
-from .test_demo import CONFIG, weights  # noqa: F401
+from .test_demo import weights  # noqa: F401
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def command(weights, shared_config):  # noqa: F811
 
     def run(images, output, *more):
         words = ["--weights", run_folder, "--images", str(images), "--output", str(output), *more]
-        status = label.main(["--config-file", CONFIG, "--score", "0", *words, *options])
+        status = label.main(["--config-file", QUICKSTART, "--score", "0", *words, *options])
         return status, annotations(output)
 
     return run

@@ -1,36 +1,28 @@
 """Memory over a long run, and of evaluation."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers import QUICKSTART, run_script
 from quickstart import KEEP_MEMORY
 
-ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS = 300
 WARM = 50  # iterations; caches are full by then
 GROWTH = 0.05
 PROCESSES = 3  # the trainer and a worker of each loader
 HOUR = 3600
-CONFIG = str(ROOT / "configs" / "toyscapes_10pct.yaml")
 OPTIONS = ["MODEL.DEVICE", "cpu", "DATASETS.TEST", "()"]
-
-
-def run(script, *arguments, **environment):
-    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    subprocess.run(command, check=True, env=os.environ | environment)
 
 
 @pytest.fixture(scope="module")
 def quickstart_teacher(tmp_path_factory):
     """The quickstart's data folder and stage-1 checkpoint."""
     folder = tmp_path_factory.mktemp("quickstart")
-    run("datasets/make_toyscapes.py", "--output", folder / "toyscapes")
+    run_script("datasets/make_toyscapes.py", "--output", folder / "toyscapes")
     options = [*OPTIONS, "S4M.STAGE", "teacher", "OUTPUT_DIR", folder / "run"]
-    run("train_net.py", "--config-file", CONFIG, *options, DETECTRON2_DATASETS=str(folder))
+    config = ("--config-file", QUICKSTART)
+    run_script("train_net.py", *config, *options, DETECTRON2_DATASETS=str(folder))
     return folder, folder / "run" / "teacher" / "model_final.pth"
 
 
@@ -47,7 +39,7 @@ def test_stage_two_does_not_grow(quickstart_teacher, tmp_path):
     options += ["S4M.BURN_IN", ITERATIONS, "OUTPUT_DIR", tmp_path / "run"]
     output = tmp_path / "memory.json"
     script = "tests/engine/memory_run.py"
-    run(script, output, *options, DETECTRON2_DATASETS=str(data), **KEEP_MEMORY)
+    run_script(script, output, *options, DETECTRON2_DATASETS=str(data), **KEEP_MEMORY)
     record = {int(done): sizes for done, sizes in json.loads(output.read_text()).items()}
     assert max(record) == ITERATIONS
     for done, sizes in record.items():

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from helpers import QUICKSTART
 
 from s4m_d2.engine.checks.config_checks import check_config, config_errors
 from s4m_d2.engine.checks.findings import raise_all
@@ -11,7 +12,7 @@ from s4m_d2.engine.checks.preflight import preflight
 from s4m_d2.engine.checks.resource_checks import sam_finding
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
 
-from .own_runs import TOYSCAPES, train_net
+from .own_runs import train_net
 from .preflight_cases import config
 
 
@@ -151,7 +152,7 @@ def test_all_wrong_settings_come_together_and_so_do_data_sets_and_weights(small_
 def test_check_prints_the_report_and_writes_nothing(small_options, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
     wrong = {"S4M__SAM__CHECKPOINT": "no_sam.pth", "S4M__TEACHER_WEIGHTS": "no_teacher.pth"}
-    assert train_net("--check", *small_options(S4M__BURN_IN=1, **wrong), config=TOYSCAPES) == 1
+    assert train_net("--check", *small_options(S4M__BURN_IN=1, **wrong), config=QUICKSTART) == 1
     output = capsys.readouterr().out
     assert "toyscapes_train_30pct" in output and "1. Error: SAM weights" in output
     assert sorted(tmp_path.rglob("*")) == before
@@ -159,7 +160,7 @@ def test_check_prints_the_report_and_writes_nothing(small_options, tmp_path, cap
 
 def test_training_with_errors_is_not_started(small_options, tmp_path, capsys):
     wrong = small_options(S4M__EMA_DECAY=1.0, S4M__STAGE="teacher")
-    assert train_net(*wrong, config=TOYSCAPES) == 1
+    assert train_net(*wrong, config=QUICKSTART) == 1
     output = capsys.readouterr()
     assert "S4M.EMA_DECAY" in output.err and not output.out
     assert not (tmp_path / "run").exists()
@@ -169,5 +170,5 @@ def test_other_processes_of_a_machine_leave_the_check_to_its_first(
     small_options, monkeypatch, capsys
 ):
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert train_net("--check", *small_options(S4M__DISTILL__NAME="none"), config=TOYSCAPES) == 0
+    assert train_net("--check", *small_options(S4M__DISTILL__NAME="none"), config=QUICKSTART) == 0
     assert not capsys.readouterr().out

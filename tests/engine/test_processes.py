@@ -1,13 +1,13 @@
 """Two processes with half of each batch do what one process does with all of it."""
 
 import contextlib
-import json
 import os
 from types import SimpleNamespace
 
 import pytest
 import torch
 from detectron2.engine import default_argument_parser
+from helpers import json_lines
 
 from s4m_d2.engine import S4MCheckpointer, S4MTrainer, stage_config
 from s4m_d2.engine.command.launch import launch
@@ -118,11 +118,7 @@ def test_losses_follow_those_of_one_process(runs, name):
 def test_pseudo_labels_are_measured_on_the_same_images_by_all_processes_together(runs):
     """With the teacher of stage 1 the result is the same, but for the order of its sums."""
     alone, together = (
-        [
-            json.loads(line)
-            for line in (runs.folder / world / "student/student" / RECORDS).read_text().splitlines()
-        ]
-        for world in ("one", "two")
+        json_lines(runs.folder / world / "student/student" / RECORDS) for world in ("one", "two")
     )
     assert [entry["iteration"] for entry in together] == [1, 3]
     assert [entry["images"] for entry in alone + together] == [2] * 4

@@ -6,14 +6,13 @@ import subprocess
 import sys
 
 import pytest
+from helpers import QUICKSTART, ROOT
 
 from s4m_d2.engine.command.launch import launch
 from s4m_d2.report import read_results
 
-from .conftest import ROOT
 from .process_failures import arguments, main
 
-CONFIG = str(ROOT / "configs" / "toyscapes_10pct.yaml")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 TRAIN_NET = str(ROOT / "train_net.py")
 FAILURES = str(ROOT / "tests" / "engine" / "process_failures.py")
@@ -32,7 +31,7 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 
 
 def train_net(options, *flags, start=()) -> subprocess.CompletedProcess:
-    done = command(*start, TRAIN_NET, "--config-file", CONFIG, *flags, *options)
+    done = command(*start, TRAIN_NET, "--config-file", QUICKSTART, *flags, *options)
     assert done.returncode == 0, done.stderr
     assert "World size: 2" in done.stdout
     return done

@@ -1,7 +1,6 @@
 """Pseudo-labels measured in training, beside it, and by the tool."""
 
 import contextlib
-import json
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
+from helpers import json_lines
 
 from s4m_d2.engine import PseudoLabeling, QualityMeasurement, S4MTrainer
 from s4m_d2.engine.checks.preflight import preflight
@@ -33,7 +33,7 @@ UNLABELED_IMAGES = 7  # of 10, without the 3 of toyscapes_train_30pct
 
 
 def lines(folder) -> list[dict]:
-    return [json.loads(line) for line in Path(folder, RECORDS).read_text().splitlines()]
+    return json_lines(Path(folder, RECORDS))
 
 
 class Oracle(torch.nn.Module):

@@ -6,10 +6,9 @@ import os
 import pseudo_label_quality as tool
 import pytest
 import torch
+from helpers import QUICKSTART
 
 from s4m_d2.engine import S4MTrainer
-
-from .conftest import ROOT
 
 
 @pytest.fixture
@@ -26,8 +25,7 @@ def checkpoint(small_config, tmp_path):
 
 
 def test_the_tool_prints_tables_and_writes_json(checkpoint, small_options, tmp_path, capsys):
-    config = str(ROOT / "configs" / "toyscapes_10pct.yaml")
-    arguments = ["--config-file", config, "--weights", checkpoint]
+    arguments = ["--config-file", QUICKSTART, "--weights", checkpoint]
     output = tmp_path / "out"
     tool.main([*arguments, "--images", "2", "--output", str(output), *small_options()])
     printed = capsys.readouterr().out

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
+from helpers import rle_of
 from PIL import Image
-from pycocotools import mask as mask_utils
 
 from s4m_d2.commands import review
 from s4m_d2.commands.review import review_order, review_signals
@@ -48,8 +48,7 @@ def test_the_command_ranks_a_labeled_folder(tmp_path, capsys):
     out.mkdir()
     mask = np.zeros((40, 60), np.uint8)
     mask[5:20, 10:30] = 1
-    rle = mask_utils.encode(np.asfortranarray(mask))
-    rle = {"size": rle["size"], "counts": rle["counts"].decode()}
+    rle = rle_of(mask)
     scores = {"good.png": 0.99, "bad <i>.png": 0.6, "gone.png": 0.5}
     with open(out / "labels-0.jsonl", "w") as file:
         for name, score in scores.items():

@@ -8,6 +8,7 @@ import runpy
 import pytest
 import torch
 from detectron2.utils import comm
+from helpers import ROOT
 
 from s4m_d2 import __version__
 from s4m_d2.engine import TeacherTrainer, stage_config
@@ -15,8 +16,6 @@ from s4m_d2.engine.checks.findings import Finding
 from s4m_d2.engine.command import run
 from s4m_d2.engine.command.run import draw_final, reported, write_facts
 from s4m_d2.errors import DivergenceError
-
-from .conftest import ROOT
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """S4M.REFINE.METHOD sepl in a run of stage 2: checks of its settings, and what it draws."""
 
-import json
 from pathlib import Path
 
 import torch
+from helpers import logged
 
 from s4m_d2.engine import S4MCheckpointer, S4MTrainer, TeacherTrainer, stage_config
 from s4m_d2.sepl.refiner import SEPLRefiner
@@ -32,7 +32,6 @@ def test_a_run_redraws_masks(small_config, tmp_path):
     trainer.train()
     assert isinstance(trainer.pseudo_labeling.refiner, SEPLRefiner)
 
-    lines = (folder / "metrics.json").read_text().splitlines()
-    logged = {key: value for line in lines for key, value in json.loads(line).items()}
-    assert 0 <= logged["refinement/fallbacks"] < 1
-    assert 0.3 < logged["refinement/predicted_iou"] <= 1.5
+    values = logged(folder)
+    assert 0 <= values["refinement/fallbacks"] < 1
+    assert 0.3 < values["refinement/predicted_iou"] <= 1.5

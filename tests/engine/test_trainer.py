@@ -12,6 +12,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
+from helpers import logged
 
 from s4m_d2.engine import FineTuneTrainer, S4MCheckpointer, S4MTrainer, TeacherTrainer, stage_config
 from s4m_d2.engine.training.build import build_labeled_loader
@@ -49,12 +50,6 @@ def run(trainer, resume=False, kill_after=None):
 def final_state(trainer) -> dict:
     path = os.path.join(trainer.cfg.OUTPUT_DIR, "model_final.pth")
     return torch.load(path, weights_only=True)
-
-
-def logged(trainer) -> dict[str, float]:
-    """The last value of everything that the run logged."""
-    lines = Path(trainer.cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()
-    return {key: value for line in lines for key, value in json.loads(line).items()}
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +125,7 @@ def test_a_checkpoint_holds_all_that_a_run_needs_to_continue_and_no_sam(whole):
 
 
 def test_what_a_step_does_is_logged_and_results_are_written(whole):
-    last = logged(whole)
+    last = logged(whole.cfg.OUTPUT_DIR)
     losses = {f"{part}loss_{name}" for part in ("", "unsup/") for name in ("ce", "mask", "dice")}
     others = {"pseudo_labels/per_image", "teacher/phase", "segm/AP", "teacher/segm/AP"}
     assert losses | others <= last.keys() and "loss_sd" not in last
@@ -183,7 +178,7 @@ def test_a_corrupt_unlabeled_image_is_skipped_counted_and_training_goes_on(
 
     changes = BARE | {"SOLVER__MAX_ITER": 1, "S4M__UNLABELED_IMS_PER_BATCH": 10}  # all images
     trainer = run(S4MTrainer(configs("student", "skip", **changes), teacher_weights))
-    assert logged(trainer)["data/skipped_images"] == 1
+    assert logged(trainer.cfg.OUTPUT_DIR)["data/skipped_images"] == 1
     assert damaged in caplog.text
     resumed = S4MTrainer(configs("student", "skip", **changes), teacher_weights)
     resumed.resume_or_load(resume=True)
@@ -269,7 +264,7 @@ def test_a_student_skips_a_step_whose_losses_are_not_finite(configs, teacher_wei
         with pytest.raises(AssertionError):
             assert_same(first, second)
     assert trainer.scheduler.last_epoch == 3
-    assert logged(trainer)["train/bad_steps"] == trainer.bad_steps.total == 1
+    assert logged(trainer.cfg.OUTPUT_DIR)["train/bad_steps"] == trainer.bad_steps.total == 1
 
 
 def test_trainers_evaluate_with_encoded_masks_and_leave_the_model_as_it_was(

@@ -1,35 +1,20 @@
 """The examples' modules, imported as their scripts import them, with small settings."""
 
 import importlib
-import importlib.util
-import signal
+import runpy
 import sys
 from functools import cache
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from detectron2.config import get_cfg
 from detectron2.engine import default_argument_parser
+from helpers import ROOT, SMALL_RUN, key_values, signals_and_logging_kept
 
 from s4m_d2 import add_s4m_config
 from s4m_d2.engine import run_config
-from s4m_d2.engine.training.stop_signals import STOP_SIGNALS
 
-ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
-SMALL = {
-    "MODEL.DEVICE": "cpu",
-    "DATASETS.TRAIN": "('toyscapes_train_30pct',)",
-    "DATALOADER.NUM_WORKERS": 0,
-    "INPUT.MIN_SIZE_TRAIN": "(64, 72)",
-    "INPUT.MIN_SIZE_TEST": 64,
-    "INPUT.MAX_SIZE_TEST": 128,
-    "INPUT.CROP.SIZE": "(64, 128)",
-    "SOLVER.IMS_PER_BATCH": 2,
-    "S4M.TEACHER.IMS_PER_BATCH": 2,
-    "S4M.PSEUDO_LABEL.SCORE_THRESH": 0.0,
-    "S4M.ARP.MIN_AREA_FRACTION": 0.0,
-}
 
 
 @pytest.fixture(scope="session")
@@ -41,13 +26,9 @@ def import_example():
         folder = EXAMPLES / project
         if str(folder) not in sys.path:
             sys.path.append(str(folder))
-        if module != "train_net":
-            return importlib.import_module(module)
-        file = folder / "train_net.py"  # every project has one
-        spec = importlib.util.spec_from_file_location(f"{project}_train_net", file)
-        loaded = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(loaded)
-        return loaded
+        if module == "train_net":  # every project has one
+            return SimpleNamespace(**runpy.run_path(str(folder / "train_net.py")))
+        return importlib.import_module(module)
 
     return load
 
@@ -55,10 +36,8 @@ def import_example():
 @pytest.fixture(autouse=True)
 def keep_signals():
     """The scripts listen to the signals that stop a run; here pytest owns them."""
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    with signals_and_logging_kept():
+        yield
 
 
 @pytest.fixture
@@ -67,11 +46,9 @@ def command_line(small_data, monkeypatch, tmp_path):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(small_data))
 
     def parse(config_file, *flags, **changes):
-        merged = SMALL | {"OUTPUT_DIR": str(tmp_path / "run")}
-        merged |= {key.replace("__", "."): value for key, value in changes.items()}
-        opts = [str(item) for pair in merged.items() for item in pair]
-        config_file = ["--config-file", str(EXAMPLES / config_file)]
-        return default_argument_parser().parse_args([*config_file, *flags, *opts])
+        opts = key_values(SMALL_RUN | {"OUTPUT_DIR": tmp_path / "run"}, **changes)
+        words = ["--config-file", str(EXAMPLES / config_file), *flags, *opts]
+        return default_argument_parser().parse_args(words)
 
     return parse
 

@@ -1,28 +1,18 @@
 """examples/distilled_mask2former: structural distillation added to a model from outside."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
+from helpers import SMALL_HEAD, logged
 
 from s4m_d2 import StructuralDistillation, build_sam_backend
 
 PROJECT = "distilled_mask2former"
 CONFIG = f"{PROJECT}/toyscapes.yaml"
-SMALL = {
-    "MODEL__SEM_SEG_HEAD__CONVS_DIM": 32,
-    "MODEL__SEM_SEG_HEAD__MASK_DIM": 32,
-    "MODEL__SEM_SEG_HEAD__TRANSFORMER_ENC_LAYERS": 1,
-    "MODEL__MASK_FORMER__HIDDEN_DIM": 32,
-    "MODEL__MASK_FORMER__DIM_FEEDFORWARD": 32,
-    "MODEL__MASK_FORMER__NUM_OBJECT_QUERIES": 8,
-    "MODEL__MASK_FORMER__DEC_LAYERS": 2,
-    "MODEL__MASK_FORMER__TRAIN_NUM_POINTS": 64,
-    "S4M__DISTILL__NUM_POINTS": 4,
-}
+SMALL = SMALL_HEAD | {"S4M.DISTILL.NUM_POINTS": 4}
 SIZES = [(64, 128), (60, 90)]  # the second is padded
 
 
@@ -97,11 +87,9 @@ def test_the_script_trains_and_evaluates_without_sam(import_example, command_lin
     script = import_example(PROJECT, "train_net")
     script.main(command_line(CONFIG, **SMALL, SOLVER__MAX_ITER=2))
     run = Path(tmp_path, "run")
-    logged = {}
-    for line in (run / "metrics.json").read_text().splitlines():
-        logged |= json.loads(line)
-    assert 0 < logged["loss_sd"] < logged["total_loss"] < float("inf")
+    found = logged(run)
+    assert 0 < found["loss_sd"] < found["total_loss"] < float("inf")
     weights = str(run / "model_final.pth")
     plain = {"MODEL__WEIGHTS": weights, "S4M__SAM__BACKEND": "not there"}
     results = script.main(command_line(CONFIG, "--eval-only", **SMALL, **plain))
-    assert results["segm"]["AP"] == pytest.approx(logged["segm/AP"], nan_ok=True)
+    assert results["segm"]["AP"] == pytest.approx(found["segm/AP"], nan_ok=True)

@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+from helpers import rle_of
 from PIL import Image
 from pycocotools.coco import COCO
 
 from s4m_d2.formats import FORMATS
 from s4m_d2.formats.coco import are_exact, mask_polygons
-from s4m_d2.structures import plain_rle
 
 NAMES = ["ant", 'bee "2"']
 HEIGHT, WIDTH = 40, 60
@@ -34,10 +34,6 @@ def shapes():
     masks[2, 15:20, 5:9] = masks[2, 15:18, 20:31] = True
     masks[3, 0, 59] = True
     return masks
-
-
-def rle_of(mask):
-    return plain_rle(mask_util.encode(np.asfortranarray(mask.astype(np.uint8))))
 
 
 @pytest.fixture

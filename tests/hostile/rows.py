@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from s4m_d2.data import ARPDatasetMapper, LabeledDatasetMapper
 from s4m_d2.errors import S4MError
@@ -44,12 +42,6 @@ def scene() -> np.ndarray:
     image = np.full((HEIGHT, WIDTH, 3), (20, 40, 200), dtype=np.uint8)
     image[WINDOW] = (220, 30, 30)
     return image
-
-
-def save(path: Path, array: np.ndarray, **options) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path, **options)
-    return path
 
 
 def labeled(num_classes: int = 8) -> LabeledDatasetMapper:

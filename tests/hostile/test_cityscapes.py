@@ -4,12 +4,13 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers import save_image
 from PIL import ExifTags, Image
 
 from s4m_d2.data import CityscapesFormat
 from s4m_d2.errors import DatasetError
 
-from .rows import HEIGHT, WIDTH, labeled, mask, one_error, save, scene
+from .rows import HEIGHT, WIDTH, labeled, mask, one_error, scene
 
 STEM = "aachen/aachen_000000_000019"
 CAR = 26
@@ -18,8 +19,8 @@ CAR = 26
 @pytest.fixture
 def load(tmp_path):
     """Changes to (image file, id file, root) -> the record of the only image."""
-    image = save(tmp_path / "left" / f"{STEM}_leftImg8bit.png", scene())
-    ids = save(tmp_path / "fine" / f"{STEM}_gtFine_instanceIds.png", ids_of(CAR * 1000))
+    image = save_image(tmp_path / "left" / f"{STEM}_leftImg8bit.png", scene())
+    ids = save_image(tmp_path / "fine" / f"{STEM}_gtFine_instanceIds.png", ids_of(CAR * 1000))
 
     def read(change):
         change(image, ids, tmp_path)
@@ -81,8 +82,8 @@ def test_exif_orientation_turns_images_and_ids_alike(load):
 
         def turn(image, ids, root, turns=turns, exif=exif):
             for path, array in ((image, scene()), (ids, ids_of(CAR * 1000))):
-                save(path, np.ascontiguousarray(np.rot90(array, turns)), exif=exif)
+                save_image(path, np.ascontiguousarray(np.rot90(array, turns)), exif=exif)
 
         assert np.array_equal(load(turn).gt_masks.tensor[0].numpy(), mask())
     with one_error(DatasetError, "instanceIds.png", rf"\({HEIGHT}, {WIDTH}\)"):
-        load(lambda image, ids, root: save(image, scene(), exif=exif))  # ids are as stored
+        load(lambda image, ids, root: save_image(image, scene(), exif=exif))  # ids are as stored

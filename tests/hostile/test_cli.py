@@ -5,9 +5,9 @@ import os
 import re
 import runpy
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import QUICKSTART, ROOT
 
 from s4m_d2.engine.checks.resource_checks import check_output_dir
 from s4m_d2.engine.config_file import load_config
@@ -15,9 +15,8 @@ from s4m_d2.errors import ConfigError
 
 from .rows import one_error
 
-ROOT = Path(__file__).parents[2]
 TRAIN_NET = str(ROOT / "train_net.py")
-CONFIG = ["--config-file", str(ROOT / "configs" / "toyscapes_10pct.yaml")]
+CONFIG = ["--config-file", QUICKSTART]
 CPU = ["MODEL.DEVICE", "cpu"]
 
 

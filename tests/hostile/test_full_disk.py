@@ -1,12 +1,15 @@
 """A disk that fills up, or refuses, while a file is written."""
 
 import builtins
+import contextlib
 import errno
-import io
 import os
+import resource
+from unittest import mock
 
 import pytest
 import torch
+from helpers import content
 
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.errors import OutputError
@@ -15,48 +18,28 @@ from s4m_d2.files import atomic_write, remove_temporaries
 from .rows import one_error
 
 
-class FullDisk(io.FileIO):
-    """Takes ``room`` bytes, as a disk that fills up."""
-
-    def __init__(self, path, room):
-        super().__init__(path, "x")
-        self.room = room
-
-    def write(self, data):
-        data = memoryview(data).cast("B")
-        left = self.room - self.tell()
-        if len(data) <= left:
-            return super().write(data)
-        super().write(data[:left])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def fills_up_after(room, usual=open):
-    def create(path, mode="r", *args, **kwargs):
-        if "x" not in mode:
-            return usual(path, mode, *args, **kwargs)
-        if room < 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        buffered = io.BufferedWriter(FullDisk(path, room))
-        return buffered if "b" in mode else io.TextIOWrapper(buffered)
-
-    return builtins, "open", create
+@contextlib.contextmanager
+def room_for(size):
+    """The system lets no file grow beyond this many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def fails_in(module, function, code):
-    def fail(*args, **kwargs):
-        raise OSError(code, os.strerror(code))
-
-    return module, function, fail
+    return mock.patch.object(module, function, side_effect=OSError(code, os.strerror(code)))
 
 
 FULL = {
-    "at once": (fills_up_after(0), "No space left"),
-    "in the tensors": (fills_up_after(20_000), "No space left"),
-    "with the last bytes": (fills_up_after(41_000), "No space left"),
-    "disk that fails": (fails_in(os, "fsync", errno.EIO), "Input/output error"),
-    "in the folder": (fills_up_after(-1), "No space left"),
-    "when it is renamed": (fails_in(os, "replace", errno.ENOSPC), "No space left"),
+    "at once": (lambda: room_for(0), "File too large"),
+    "in the tensors": (lambda: room_for(20_000), "File too large"),
+    "with the last bytes": (lambda: room_for(41_000), "File too large"),
+    "disk that fails": (lambda: fails_in(os, "fsync", errno.EIO), "Input/output error"),
+    "in the folder": (lambda: fails_in(builtins, "open", errno.ENOSPC), "No space left"),
+    "when it is renamed": (lambda: fails_in(os, "replace", errno.ENOSPC), "No space left"),
 }
 
 
@@ -66,30 +49,23 @@ def checkpointer(folder, value):
     return S4MCheckpointer(model, str(folder))
 
 
-def content_of(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 @pytest.mark.parametrize("name", ["model_0000009", "model_0000004"], ids=["new", "over the old"])
 @pytest.mark.parametrize("row", FULL)
-def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_else(
-    tmp_path, monkeypatch, row, name
-):
+def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_else(tmp_path, row, name):
     broken, says = FULL[row]
     folder = tmp_path / "run"
     folder.mkdir()
     checkpointer(folder, 4.0).save("model_0000004")
-    before = content_of(folder)
-    with monkeypatch.context() as patch:
-        patch.setattr(*broken)
-        with one_error(OutputError, rf"{folder}/{name}\.pth' cannot be written", says):
-            checkpointer(folder, 9.0).save(name)
-    assert content_of(folder) == before
+    before = content(folder)
+    more = checkpointer(folder, 9.0)
+    with one_error(OutputError, rf"{folder}/{name}\.pth' cannot be written", says), broken():
+        more.save(name)
+    assert content(folder) == before
     resumed = checkpointer(folder, 0.0)
     resumed.resume_or_load("", resume=True)
     assert (resumed.model.weight == 4.0).all()
     resumed.save(name)  # as soon as there is room
-    assert set(content_of(folder)) == {"model_0000004.pth", f"{name}.pth", "last_checkpoint"}
+    assert set(content(folder)) == {"model_0000004.pth", f"{name}.pth", "last_checkpoint"}
 
 
 def test_what_is_being_written_is_what_would_be_left_and_nothing_else_is_removed(tmp_path):

@@ -11,13 +11,14 @@ import cv2
 import numpy as np
 import pytest
 from detectron2.data import transforms as T
+from helpers import save_image
 from PIL import ExifTags, Image, PngImagePlugin
 
 from s4m_d2.data import images
 from s4m_d2.data.images import image_size, read_image
 from s4m_d2.errors import DatasetError
 
-from .rows import BOX_POLYGON, HEIGHT, WIDTH, labeled, mask, one_error, save, scene, unlabeled
+from .rows import BOX_POLYGON, HEIGHT, WIDTH, labeled, mask, one_error, scene, unlabeled
 
 SMOOTH = cv2.resize(
     np.random.default_rng(0).integers(0, 256, (7, 10, 3), dtype=np.uint8),
@@ -31,10 +32,6 @@ def encoded(image_format, array=SMOOTH, mode=None, **options) -> bytes:
     image = Image.fromarray(array)
     (image.convert(mode) if mode else image).save(buffer, image_format, **options)
     return buffer.getvalue()
-
-
-def half(content: bytes) -> bytes:
-    return content[: len(content) // 2]
 
 
 def chunk(name: bytes, body: bytes) -> bytes:
@@ -144,19 +141,15 @@ def test_damaged_files_are_read_or_refused_as_by_pillow(tmp_path, name):
     assert refused > 50
 
 
-def no_image(value, dtype) -> np.ndarray:
-    return np.full((4, 4), value, dtype=dtype)
-
-
 REFUSED = {  # content, or a way to make the path; what the message says of it
     "0 bytes": (b"", "cannot be read"),
-    "truncated WebP": (half(OTHER["WebP"]), "cannot be read"),
+    "truncated WebP": (OTHER["WebP"][:300], "cannot be read"),
     "rows missing": (png_of(WIDTH, HEIGHT, rows=b"\0" * 9), "truncated"),
     "text": (b"left to be done\n", "cannot be read"),
     "decompression bomb": (png_of(30_000, 30_000), "pixels.*too large"),
     "no width": (png_of(0, 10), "cannot be read"),
-    "16-bit gray": (encoded("PNG", no_image(40_000, np.uint16)), "more than 8 bits.*Scale"),
-    "floats": (encoded("TIFF", no_image(1, np.float32)), "more than 8 bits"),
+    "16-bit gray": (encoded("PNG", np.full((4, 4), 40_000, np.uint16)), "more than 8 bits.*Scale"),
+    "floats": (encoded("TIFF", np.ones((4, 4), np.float32)), "more than 8 bits"),
     "missing": (lambda path: None, "cannot be read"),
     "folder": (lambda path: path.mkdir(), "cannot be read"),
     "dangling link": (lambda path: path.symlink_to("gone.png"), "cannot be read"),
@@ -230,7 +223,7 @@ def test_exif_orientation_turns_the_image_and_the_masks_fit_it(tmp_path, kind):
         options = {"JPEG": {"exif": exif(orientation), "quality": 100}}
         options |= {"PNG": {"exif": exif(orientation)}, "XMP": {"pnginfo": xmp(orientation)}}
         path = tmp_path / ("a.jpg" if kind == "JPEG" else "a.png")
-        save(path, np.ascontiguousarray(undo(scene())), **options[kind])
+        save_image(path, np.ascontiguousarray(undo(scene())), **options[kind])
         record = {
             "file_name": str(path), "height": HEIGHT, "width": WIDTH,
             "annotations": [{"category_id": 0, "segmentation": [BOX_POLYGON]}],
@@ -243,11 +236,11 @@ def test_exif_orientation_turns_the_image_and_the_masks_fit_it(tmp_path, kind):
 
 
 def test_annotations_of_an_image_as_stored_name_its_exif_orientation(tmp_path):
-    path = str(save(tmp_path / "a.jpg", scene(), exif=exif(6)))
+    path = str(save_image(tmp_path / "a.jpg", scene(), exif=exif(6)))
     record = {"file_name": path, "annotations": [], "height": HEIGHT, "width": WIDTH}
     with one_error(DatasetError, path, "EXIF"):
         labeled()(record)
-    save(tmp_path / "a.jpg", scene(), exif=b"Exif\0\0MM\0*\0\0\xff\xff\x01\x12")  # broken
+    save_image(tmp_path / "a.jpg", scene(), exif=b"Exif\0\0MM\0*\0\0\xff\xff\x01\x12")  # broken
     assert len(labeled()(record)["instances"]) == 0
 
 
@@ -259,7 +252,7 @@ TINY, NARROW = ((1, 1), (1, 3), (2, 1), (7, 1)), ((1, 20_000), (100, 1))
 @pytest.mark.parametrize(("geometry", "bad"), [(CROP, NARROW[:1]), (JITTER, NARROW)])
 def test_tiny_images_are_augmented_and_too_narrow_ones_refused_and_named(tmp_path, geometry, bad):
     for size in (*TINY, *bad):
-        path = save(tmp_path / "a.png", np.full((*size, 3), 9, dtype=np.uint8))
+        path = save_image(tmp_path / "a.png", np.full((*size, 3), 9, dtype=np.uint8))
         for seed in range(8):  # of the last, draws above 0.8 would leave a pixel
             record = {"file_name": str(path), "seeds": {"augment": seed}}
             if size in bad:

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+from helpers import rle_of
 from PIL import Image
-from pycocotools import mask as mask_utils
 
 from s4m_d2.commands.sepl import main
 from s4m_d2.sepl.files import read_label
@@ -23,12 +23,6 @@ def drawn(window, value=1, size=SIZE) -> np.ndarray:
     label = np.zeros(size, dtype=np.uint8)
     label[window] = value
     return label
-
-
-def rle_of(mask: np.ndarray) -> dict:
-    """The compressed RLE of an (H, W) mask, as JSON has it."""
-    encoded = mask_utils.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": list(mask.shape), "counts": encoded["counts"].decode()}
 
 
 def save_png(path: Path, values, mode: str | None = None) -> Path:
@@ -79,9 +73,3 @@ def enhance(root: Path, *more: object, output: str = "out") -> int:
 def label(root: Path, name: str, output: str = "out") -> np.ndarray:
     """An enhanced label map."""
     return read_label(root / output / f"{name}.png")
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

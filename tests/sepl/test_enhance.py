@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ROOT, content
 from PIL import Image
 from sepl_folders import (
     CAM,
@@ -15,7 +16,6 @@ from sepl_folders import (
     MASK,
     SIZE,
     arguments,
-    content,
     drawn,
     enhance,
     label,
@@ -32,7 +32,6 @@ from s4m_d2.sepl.files import palette
 from s4m_d2.sepl.folders import Enhancement
 from s4m_d2.sepl.masks import read_masks
 
-ROOT = Path(__file__).resolve().parents[2]
 UNCHANGED = ("--o-s-thresh", 1, "--o-p-thresh", 1)  # no mask is selected
 
 

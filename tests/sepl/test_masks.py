@@ -5,9 +5,10 @@ import json
 
 import numpy as np
 import pytest
+from helpers import rle_of
 from PIL import Image
 from pycocotools import mask as mask_utils
-from sepl_folders import rle_of, save_png
+from sepl_folders import save_png
 
 from s4m_d2.errors import DatasetError
 from s4m_d2.sepl.masks import kept_masks, read_masks

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import rle_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from literal_enhancement import literal_selection
-from sepl_folders import rle_of
 from torch import Tensor
 from toyscapes_scene import render_scene
 

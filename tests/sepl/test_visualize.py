@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from sepl_folders import rle_of, save_labels, save_masks, save_png, sepl
+from helpers import rle_of
+from sepl_folders import save_labels, save_masks, save_png, sepl
 
 from s4m_d2.sepl import visualize as module
 from s4m_d2.sepl.visualize import (

@@ -13,11 +13,11 @@ import numpy as np
 from make_toyscapes import read_parameters
 from prepare_nuclei import part
 
+from ablation_study import ROOT
 from ablation_study.runs import FULL_PERCENT, Run
 from s4m_d2.errors import DatasetError
 from s4m_d2.files import atomic_write
 
-ROOT = Path(__file__).resolve().parents[2]
 # Of the data set that is made where none is given. So few that a run goes through the labeled ones
 # a few hundred times (in the paper thousands), and more labels would help.
 TRAIN_IMAGES, VAL_IMAGES = 100, 100

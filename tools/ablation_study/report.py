@@ -1,19 +1,22 @@
-"""The study's tables, in Markdown, from the results that there are."""
+"""The study's tables, in Markdown, and its chart, from the results that there are."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ablation_study import runs
-from ablation_study.runs import FULL_PERCENT, MAIN_PERCENT, TEACHERS, Method, Plan, Run, all_runs
-from ablation_study.training import EMA, STUDENT, TEACHER
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-Results = Mapping[str, Mapping[str, Any]]  # of finished runs, by name
+from ablation_study import runs
+from ablation_study.runs import EMA, FULL_PERCENT, MAIN_PERCENT, TEACHERS, Method, Plan, Run
+from s4m_d2.files import atomic_write
+
 NONE = "–"
-GAIN, LOSS = "gain", "loss"
 # Scalars of metrics.json on the pseudo-labels, and how many decimals they are shown with.
 _LABELING = {
     "per image": ("pseudo_labels/per_image", 1),
@@ -39,6 +42,14 @@ COMPARISONS = {
     "adapted SAM, no duplicates, no SD (− S⁴M; not in the paper)": (runs.ADAPTED, runs.FULL, 0),
     "best S⁴M (− Guided Distillation)": (runs.ADAPTED, runs.GUIDED, 1),
     "best S⁴M (− supervised)": (runs.ADAPTED, runs.SUPERVISED, 1),
+}
+# Colors that the color-blind tell apart (Okabe and Ito).
+_TEACHER, _OTHER = "0.75", "#56B4E9"
+_LOOKS = {  # and markers
+    runs.SUPERVISED: ("0.45", "o"),
+    runs.GUIDED: ("#E69F00", "s"),
+    runs.FULL: ("#009E73", "^"),
+    runs.ADAPTED: ("#CC79A7", "D"),
 }
 
 
@@ -81,46 +92,63 @@ class Summary:
             return "missing" if self.mean is None else "one seed: no deviation"
         if abs(self.mean) <= self.deviation:
             return "within the deviation"
+        change = "gain" if self.mean > 0 else "loss"
         agrees = "as" if self.mean * expected > 0 else "not as"
-        return (GAIN if self.mean > 0 else LOSS) + (f", {agrees} in the paper" if expected else "")
+        return f"{change}, {agrees} in the paper" if expected else change
 
 
-def own_model(method: Method) -> str:
-    """The model that a method is judged by."""
-    return TEACHER if method.is_teacher else STUDENT
+@dataclass(frozen=True)
+class Report:
+    """Of a plan's finished runs, whose ``results`` are given by name."""
 
+    results: Mapping[str, Mapping[str, Any]]
+    plan: Plan
+    seeds: Sequence[int]
 
-def summary(
-    results: Results, method: Method, seeds: Sequence[int], *keys: str, percent: int = MAIN_PERCENT
-) -> Summary:
-    """A method's figure over the seeds that have it: what a result has at ``keys``, or its AP."""
-    values = {}
-    for seed in seeds:
-        value: Any = results.get(Run(method, percent, seed).name)
-        for key in keys or ("models", own_model(method), "AP"):
-            value = (value or {}).get(key)
-        if value is not None:
-            values[seed] = value
-    return Summary(values)
+    def summary(self, method: Method, *keys: str, percent: int = MAIN_PERCENT) -> Summary:
+        """A method's figure over the seeds that have it: what is at ``keys``, or its AP."""
+        values = {}
+        for seed in self.seeds:
+            value: Any = self.results.get(Run(method, percent, seed).name)
+            for key in keys or ("models", method.model, "AP"):
+                value = (value or {}).get(key)
+            if value is not None:
+                values[seed] = value
+        return Summary(values)
 
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """In the order of the tables."""
+        return TEACHERS + self.plan.compared
 
-def markdown(results: Results, plan: Plan, seeds: Sequence[int]) -> str:
-    """All of the report, of the finished runs by name; what is missing is shown as missing."""
-    shown = ", ".join(map(str, seeds))
-    parts = {
-        f"Mask AP on {plan.title}, in percent; seeds {shown}: mean ± sample "
-        f"deviation, n: runs. {MAIN_PERCENT} % labels unless the row says otherwise.": _methods,
-        "Change of the student's AP by each part, paired by seed. It counts as a gain or loss if "
-        "it is larger than its deviation.": _contributions,
-        "The student's AP by share of labels; the margin is that of the row's last method over "
-        "Guided Distillation.": _shares,
-        "The student's AP by class.": _classes,
-        "Pseudo-labels, means over the last tenth of burn-in → of the run: selected labels per "
-        "image, labels per image after ARP, share of queries dropped by their score, predicted IoU "
-        "of SAM's masks, share of empty SAM masks (the teacher's mask is kept).": _labeling,
-    }
-    texts = [f"{text}\n\n" + "\n".join(of(results, plan, seeds)) for text, of in parts.items()]
-    return "\n\n".join([*texts, "\n".join(_making(results, plan, seeds))]) + "\n"
+    def markdown(self) -> str:
+        """All tables; what is missing is shown as missing."""
+        shown = ", ".join(map(str, self.seeds))
+        parts = {
+            f"Mask AP on {self.plan.title}, in percent; seeds {shown}: mean ± sample "
+            f"deviation, n: runs. {MAIN_PERCENT} % labels unless the row says otherwise.": _methods,
+            "Change of the student's AP by each part, paired by seed. It counts as a gain or loss "
+            "if it is larger than its deviation.": _contributions,
+            "The student's AP by share of labels; the margin is that of the row's last method over "
+            "Guided Distillation.": _shares,
+            "The student's AP by class.": _classes,
+            "Pseudo-labels, means over the last tenth of burn-in → of the run: selected labels per "
+            "image, labels per image after ARP, share of queries dropped by their score, predicted "
+            "IoU of SAM's masks, share of empty SAM masks (the teacher's mask is kept).": _labeling,
+        }
+        texts = [f"{text}\n\n" + "\n".join(table(self)) for text, table in parts.items()]
+        return "\n\n".join([*texts, "\n".join(_making(self))]) + "\n"
+
+    def draw(self, path: Path) -> None:
+        """Write the chart, a PNG; what is missing is left out, and named at its place."""
+        figure = Figure(figsize=(11, 4.2), dpi=120, layout="constrained")
+        bars, lines = figure.subplots(1, 2, width_ratios=(3, 2))
+        _draw_bars(bars, self)
+        _draw_shares(lines, self)
+        for axes in (bars, lines):
+            axes.spines[["top", "right"]].set_visible(False)
+        with atomic_write(path, "wb") as file:
+            figure.savefig(file, format="png")
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -130,27 +158,27 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str
         yield f"| {' | '.join(row)} |"
 
 
-def _methods(results: Results, plan: Plan, seeds: Sequence[int]) -> Iterator[str]:
-    rows = [(method, MAIN_PERCENT, method.title) for method in (*TEACHERS, *plan.compared)]
+def _methods(report: Report) -> Iterator[str]:
+    rows = [(method, MAIN_PERCENT, method.title) for method in report.methods]
     rows.append((runs.SUPERVISED, FULL_PERCENT, "supervised, 100 % labels (ceiling)"))
 
     def cells(method: Method, percent: int, title: str) -> list[str]:
-        places = [(own_model(method), "AP"), (own_model(method), "AP50"), (EMA, "AP")]
-        found = [summary(results, method, seeds, "models", *p, percent=percent) for p in places]
+        places = [(method.model, "AP"), (method.model, "AP50"), (EMA, "AP")]
+        found = [report.summary(method, "models", *place, percent=percent) for place in places]
         return [title, *map(str, found), str(found[0].count)]
 
     header = ["", "AP", "AP50", "AP of the EMA teacher", "n"]
     return _table(header, (cells(*row) for row in rows))
 
 
-def _contributions(results: Results, plan: Plan, seeds: Sequence[int]) -> Iterator[str]:
+def _contributions(report: Report) -> Iterator[str]:
     """The table of the comparisons, and a line for each of their readings."""
     rows, readings = [], {}
     for title, (more, less, expected) in COMPARISONS.items():
-        if not {more, less} <= {*TEACHERS, *plan.compared}:
+        if not {more, less} <= {*report.methods}:
             continue
-        own = summary(results, more, seeds).minus(summary(results, less, seeds))
-        ema = [summary(results, method, seeds, "models", EMA, "AP") for method in (more, less)]
+        own = report.summary(more).minus(report.summary(less))
+        ema = [report.summary(method, "models", EMA, "AP") for method in (more, less)]
         by_seed = ", ".join(f"{value:+.1f}" for value in own.by_seed.values()) or NONE
         reading = own.reading(expected)
         row = [title, own.text("+"), by_seed, ema[0].minus(ema[1]).text("+"), str(own.count)]
@@ -162,9 +190,11 @@ def _contributions(results: Results, plan: Plan, seeds: Sequence[int]) -> Iterat
         yield f"- {reading[0].upper()}{reading[1:]}: {'; '.join(readings[reading])}."
 
 
-def _shares(results: Results, plan: Plan, seeds: Sequence[int]) -> Iterator[str]:
+def _shares(report: Report) -> Iterator[str]:
+    plan = report.plan
+
     def cells(percent: int) -> list[str]:
-        found = {m: summary(results, m, seeds, percent=percent) for m in plan.few}
+        found = {method: report.summary(method, percent=percent) for method in plan.few}
         margin = found[plan.few[-1]].minus(found[runs.GUIDED])
         published = f"{plan.published[percent]:+.1f}" if percent in plan.published else NONE
         own = [f"{percent} %", *map(str, found.values()), margin.text("+")]
@@ -174,36 +204,37 @@ def _shares(results: Results, plan: Plan, seeds: Sequence[int]) -> Iterator[str]
     return _table(header, map(cells, plan.percents))
 
 
-def _classes(results: Results, plan: Plan, seeds: Sequence[int]) -> Iterator[str]:
-    models = [model for result in results.values() for model in result["models"].values()]
+def _classes(report: Report) -> Iterator[str]:
+    models = [model for result in report.results.values() for model in result["models"].values()]
     names = list(dict.fromkeys(name for model in models for name in model["by class"]))
 
     def cells(method: Method) -> list[str]:
-        place = "models", own_model(method), "by class"
-        means = [summary(results, method, seeds, *place, name).mean for name in names]
+        places = [("models", method.model, "by class", name) for name in names]
+        means = [report.summary(method, *place).mean for place in places]
         return [method.title, *(NONE if mean is None else f"{mean:.1f}" for mean in means)]
 
-    return _table(["", *names], map(cells, (*TEACHERS, *plan.compared)))
+    return _table(["", *names], map(cells, report.methods))
 
 
-def _labeling(results: Results, plan: Plan, seeds: Sequence[int]) -> Iterator[str]:
+def _labeling(report: Report) -> Iterator[str]:
     def cells(method: Method) -> list[str]:
         row = [method.title]
         for key, digits in _LABELING.values():
-            phases = ("burn-in", "end")
-            means = [summary(results, method, seeds, "pseudo-labels", p, key).mean for p in phases]
+            places = [("pseudo-labels", phase, key) for phase in ("burn-in", "end")]
+            means = [report.summary(method, *place).mean for place in places]
             both = [NONE if mean is None else f"{mean:.{digits}f}" for mean in means]
             row.append(NONE if both == [NONE, NONE] else " → ".join(both))
         return row
 
-    return _table(["", *_LABELING], (cells(m) for m in plan.compared if m.has_student))
+    return _table(["", *_LABELING], (cells(m) for m in report.plan.compared if m.has_student))
 
 
-def _making(results: Results, plan: Plan, seeds: Sequence[int]) -> Iterator[str]:
+def _making(report: Report) -> Iterator[str]:
     """What was run, how long it took, with which code, and what is missing."""
-    wanted = [run.name for run in all_runs(plan, seeds)]
-    names = [run.name for run in all_runs(plan, seeds, every_seed=True) if run.name in results]
-    done, missing = [results[name] for name in names], [n for n in wanted if n not in results]
+    results, plan, seeds = report.results, report.plan, report.seeds
+    missing = [run.name for run in runs.all_runs(plan, seeds) if run.name not in results]
+    wanted = runs.all_runs(plan, seeds, every_seed=True)
+    done = [results[run.name] for run in wanted if run.name in results]
     yield f"- {len(done)} of {len(done) + len(missing)} runs."
     if done:
         longest = max(done, key=lambda result: result["seconds"])
@@ -231,3 +262,47 @@ def _plain(value: Any) -> str:
 def minutes(seconds: float) -> str:
     """In minutes, or in hours where they are many."""
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _draw_bars(axes: Axes, report: Report) -> None:
+    """A bar a method with its deviation, a dot a seed, a line for the ceiling."""
+    for place, method in enumerate(report.methods):
+        found = report.summary(method)
+        if found.mean is None:
+            axes.text(0, place, " missing", va="center", color="0.5")
+            continue
+        color = _TEACHER if method.is_teacher else _LOOKS.get(method, (_OTHER,))[0]
+        axes.barh(place, found.mean, xerr=found.deviation, color=color, capsize=3, ecolor="0.2")
+        dots = list(found.by_seed.values())
+        axes.plot(dots, [place] * len(dots), "o", color="black", markersize=3)
+        end = max(*dots, found.mean + (found.deviation or 0)), place
+        white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        beside = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(found.text(), end, bbox=white, **beside)
+    ceiling = report.summary(runs.SUPERVISED, percent=FULL_PERCENT)
+    if ceiling.mean is not None:
+        label = f"supervised, 100 % labels: {ceiling}"
+        axes.axvline(ceiling.mean, color="0.3", linestyle="--", label=label)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
+    titles = [method.title for method in report.methods]
+    axes.set_yticks(range(len(titles)), titles)
+    axes.set_ylim(len(titles) - 0.5, -0.5)  # the first on top; a row where a bar is missing too
+    axes.margins(x=0.2)
+    axes.set_xlabel(f"mask AP at {MAIN_PERCENT} % labels (bar: mean; dots: seeds)")
+
+
+def _draw_shares(axes: Axes, report: Report) -> None:
+    """A line a method; the deviation where there is more than one seed."""
+    percents = report.plan.percents
+    for method in report.plan.few:
+        found = {percent: report.summary(method, percent=percent) for percent in percents}
+        found = {percent: summary for percent, summary in found.items() if summary.count}
+        means = [summary.mean for summary in found.values()]
+        deviations = [summary.deviation or math.nan for summary in found.values()]
+        color, marker = _LOOKS[method]
+        look = {"color": color, "marker": marker, "markersize": 5, "capsize": 3}
+        axes.errorbar(list(found), means, deviations, label=method.title, **look)
+    axes.set_xticks(percents, [f"{percent} %" for percent in percents])
+    axes.set_xlabel("images with labels")
+    axes.set_ylabel("mask AP")
+    axes.legend(frameon=False)

@@ -13,6 +13,8 @@ from s4m_d2.errors import ConfigError
 MAIN_PERCENT = 10  # labels
 FULL_PERCENT = 100
 REPORTED_SEEDS = (0, 1, 2)  # none that a schedule was chosen on
+# Models of a run. "student" is also what a supervised run trains: the model on the same schedule.
+TEACHER, STUDENT, EMA = "stage-1 teacher", "student", "EMA teacher"
 DUPLICATE_IOU = 0.7  # of two masks of one instance; the first that was tried
 
 
@@ -27,6 +29,11 @@ class Method:
     is_teacher: bool = False  # of stage 1, which methods with a student share
     # Config keys of this method alone. With SD, whose stage 1 uses SAM, it trains its own teacher.
     own: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def model(self) -> str:
+        """The one that it is judged by."""
+        return TEACHER if self.is_teacher else STUDENT
 
 
 PLAIN_TEACHER = Method("teacher", "stage-1 teacher", (), False, True)

@@ -19,21 +19,17 @@ import torch
 import yaml
 from quickstart import KEEP_MEMORY
 
+from ablation_study import ROOT
 from ablation_study.data_sets import RealSet, Toyscapes
-from ablation_study.runs import Run
+from ablation_study.runs import EMA, TEACHER, Run
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.stages import run_config
 from s4m_d2.engine.training.stop_signals import EXIT_STOPPED
-from s4m_d2.errors import ConfigError, DatasetError, S4MError
+from s4m_d2.errors import ConfigError, S4MError
 from s4m_d2.files import atomic_write
 
-ROOT = Path(__file__).resolve().parents[2]
-# Models of a run. "student" is also what a supervised run trains: the model on the same schedule.
-TEACHER, STUDENT, EMA = "stage-1 teacher", "student", "EMA teacher"
 LABELING = ("pseudo_label", "refinement/")  # how the scalars on pseudo-labels begin
-END_SHARE = 0.1  # of the logged iterations, whose mean is called a value "at the end"
-ATTEMPTS, OUTPUT = "attempts.json", "output.txt"  # of a run: seconds, and all that it printed
-TAIL_LINES = 12
+OUTPUT = "output.txt"  # of a run: all that it printed
 
 
 class RunFailed(S4MError):
@@ -99,7 +95,7 @@ class Study:
         """
         folder = self.runs / run.name
         folder.mkdir(parents=True, exist_ok=True)
-        attempts = folder / ATTEMPTS
+        attempts = folder / "attempts.json"
         times = json.loads(attempts.read_text()) if attempts.exists() else []
         start = time.monotonic()
         try:
@@ -116,7 +112,7 @@ class Study:
             result = self._collect(run, results, times)
         except (OSError, ValueError, LookupError, TypeError) as error:
             path = folder / OUTPUT
-            tail = path.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+            tail = path.read_text(errors="replace").splitlines()[-12:]
             raise RunFailed(
                 f"no complete results: {error!r}; all of its output is in '{path}', the end:",
                 *(f"    {line}" for line in tail),
@@ -132,16 +128,12 @@ class Study:
         values = self._data.overrides(run) | run.overrides(self.runs)
         options = [text for pair in values.items() for text in pair]
         command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", self._config_file]
+        command += ["--resume", *self._overrides, *options]
         own = KEEP_MEMORY | {"OMP_NUM_THREADS": str(cores())}
+        own |= os.environ | self._data.environment
         with open(folder / OUTPUT, "ab") as output:
-            process = subprocess.Popen(
-                [*command, "--resume", *self._overrides, *options],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=own | os.environ | self._data.environment,
-                pass_fds=(handle,),
-            )
+            streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+            process = subprocess.Popen(command, env=own, pass_fds=(handle,), **streams)
             try:
                 return process.wait(seconds)
             except subprocess.TimeoutExpired:
@@ -157,14 +149,15 @@ class Study:
         folder = self.runs / run.name / run.stage
         final = json.loads((folder / "results.json").read_text())
         lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-        models = {TEACHER if run.method.is_teacher else STUDENT: _figures(final)}
-        if "teacher" in final:
-            models[EMA] = _figures(final["teacher"])
+        models = {}
         if run.teacher is not None:
-            models = {TEACHER: results[run.teacher.name]["models"][TEACHER], **models}
+            models[TEACHER] = results[run.teacher.name]["models"][TEACHER]
         elif run.method.has_student:
             teacher = json.loads((self.runs / run.name / "teacher" / "results.json").read_text())
-            models = {TEACHER: _figures(teacher), **models}
+            models[TEACHER] = _figures(teacher)
+        models[run.method.model] = _figures(final)
+        if "teacher" in final:
+            models[EMA] = _figures(final["teacher"])
         frozen = [line for line in lines if line.get("teacher/phase") == 0]
         device = self._cfg.MODEL.DEVICE
         name = torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU"
@@ -193,9 +186,7 @@ class Study:
 
     def _check_same(self) -> None:
         path = self.output / "study.json"
-        if not path.exists():
-            return
-        before = dict(_flat(json.loads(path.read_text())))
+        before = dict(_flat(json.loads(path.read_text()))) if path.exists() else {}
         # Keys that only one of them has are of another version of the code.
         now = {key: value for key, value in _flat(self._settings()) if key in before}
         changed = [f"{k} was {before[k]} and is {v}" for k, v in now.items() if v != before[k]]
@@ -208,19 +199,8 @@ class Study:
 
 def read_results(folder: Path, runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
     """The results there are, by the name of the run."""
-    found = {}
-    for run in runs:
-        path = folder / f"{run.name}.json"
-        try:
-            found[run.name] = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as error:
-            raise DatasetError(
-                f"'{path}' is damaged: {error!r}. Remove it: it is made again, from what the run "
-                "has trained if that is still there."
-            ) from error
-    return found
+    paths = {run.name: folder / f"{run.name}.json" for run in runs}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
 def _figures(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,10 +211,10 @@ def _figures(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _at_end(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Means of the scalars on pseudo-labels over the last lines that have them."""
+    """Means of the scalars on pseudo-labels over the last tenth of the lines that have them."""
     chosen = [{k: v for k, v in line.items() if k.startswith(LABELING)} for line in lines]
     chosen = [values for values in chosen if values]
-    last = chosen[-max(1, round(END_SHARE * len(chosen))) :]
+    last = chosen[-max(1, round(0.1 * len(chosen))) :]
     keys = dict.fromkeys(key for values in last for key in values)
     return {key: statistics.mean(v[key] for v in last if key in v) for key in keys}
 

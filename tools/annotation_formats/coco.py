@@ -21,7 +21,6 @@ from s4m_d2.errors import DatasetError, first_names, printable
 from s4m_d2.files import atomic_write
 
 _DECIMALS = 3
-_NAMED = 3  # places that a reason names
 
 
 class CocoFile:
@@ -62,7 +61,7 @@ class CocoFile:
     def left_out(self) -> Iterator[str]:
         """A line for each reason: how often, and the first places."""
         for reason, places in self._left_out.items():
-            named = first_names(places, _NAMED, "; ")
+            named = first_names(places, 3, "; ")
             yield printable(f"{len(places)} left out: {reason} ({named})")
 
     def content(self) -> dict:
@@ -71,13 +70,13 @@ class CocoFile:
             remedy = "Give VIA's JSON file or LabelMe's folder, and --images."
             count = f"{len(self._images)} images and no instance: nothing is written. {remedy}"
             raise DatasetError(*self.left_out(), count)
-        found = {row["category_id"] for row in self._annotations}
-        names = self._classes or tuple(sorted(found))
+        names = self._classes or sorted({row["category_id"] for row in self._annotations})
         ids = {name: number for number, name in enumerate(names, start=1)}
-        annotations = [{**r, "category_id": ids[r["category_id"]]} for r in self._annotations]
-        categories = [{"id": number, "name": name} for name, number in ids.items()]
-        images = list(self._images.values())
-        return {"images": images, "annotations": annotations, "categories": categories}
+        return {
+            "images": list(self._images.values()),
+            "annotations": [{**r, "category_id": ids[r["category_id"]]} for r in self._annotations],
+            "categories": [{"id": number, "name": name} for name, number in ids.items()],
+        }
 
     def _add_image(self, image: LabeledImage) -> dict:
         path = self._find(image)
@@ -177,8 +176,7 @@ class CocoFile:
 def _drawn(mask: Mask, size: tuple[int, int]) -> np.ndarray:
     """(H, W) uint8, as COCO's API orders it."""
     canvas = np.zeros(size, dtype=np.uint8, order="F")
-    top, left = max(mask.y, 0), max(mask.x, 0)
-    inside = mask.pixels[top - mask.y :, left - mask.x :]
-    inside = inside[: max(size[0] - top, 0), : max(size[1] - left, 0)]
-    canvas[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+    places = np.argwhere(mask.pixels) + (mask.y, mask.x)
+    rows, columns = places[((places >= 0) & (places < size)).all(axis=1)].T
+    canvas[rows, columns] = 1
     return canvas

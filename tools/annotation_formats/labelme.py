@@ -19,11 +19,9 @@ from annotation_formats.shapes import LabeledImage, Mask, Polygon
 
 def matches(content: Any) -> bool:
     """Whether this is a file of LabelMe."""
-    return (
-        isinstance(content, dict)
-        and isinstance(content.get("shapes"), list)
-        and isinstance(content.get("imagePath"), str)
-    )
+    if not isinstance(content, dict):
+        return False
+    return isinstance(content.get("shapes"), list) and isinstance(content.get("imagePath"), str)
 
 
 def read(content: dict, folder: Path, class_name: str = "") -> LabeledImage:
@@ -31,8 +29,7 @@ def read(content: dict, folder: Path, class_name: str = "") -> LabeledImage:
 
     ``class_name``: of every instance, whatever its label; "": the label.
     """
-    name = os.path.normpath(content["imagePath"].replace("\\", "/")).replace(os.sep, "/")
-    image = LabeledImage(name, folder)
+    image = LabeledImage(os.path.normpath(content["imagePath"].replace("\\", "/")), folder)
     size = content.get("imageHeight"), content.get("imageWidth")
     if all(isinstance(side, int) for side in size):
         image.size = size
@@ -78,11 +75,9 @@ def _mask(shape: dict) -> Mask:
 
 
 _SHAPES: dict[str, Callable[[dict], Polygon | Mask]] = {
-    "polygon": _corners,
+    # The last two are X-AnyLabeling's, a turned rectangle among them.
+    **dict.fromkeys(("polygon", "oriented_rectangle", "rotation", "quadrilateral"), _corners),
     "rectangle": _rectangle,
-    "rotation": _corners,  # X-AnyLabeling's turned rectangle
-    "oriented_rectangle": _corners,
-    "quadrilateral": _corners,  # X-AnyLabeling's
     "circle": _circle,
     "mask": _mask,
 }

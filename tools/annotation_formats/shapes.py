@@ -14,7 +14,6 @@ import numpy as np
 from s4m_d2.data.images import READ_ERRORS
 
 _CORNERS = 64  # of a circle's or an ellipse's polygon
-_FEWEST_POINTS = 3
 _MALFORMED = (AttributeError, TypeError, IndexError, OverflowError)
 
 Polygon = list[float]  # x0, y0, x1, ... in pixels of the upright image
@@ -78,17 +77,16 @@ def numbers(*values: object) -> list[float]:
 
 def polygon(xs: list, ys: list) -> Polygon:
     """Raises: ValueError: there are fewer than three points, or other numbers of x and y."""
-    if len(xs) != len(ys) or len(xs) < _FEWEST_POINTS:
-        raise ValueError(f"a polygon needs {_FEWEST_POINTS} points, each with x and y")
+    if len(xs) != len(ys) or len(xs) < 3:
+        raise ValueError("a polygon needs 3 points, each with x and y")
     return [value for point in zip(xs, ys, strict=True) for value in numbers(*point)]
 
 
 def ellipse(cx: float, cy: float, rx: float, ry: float, theta: float = 0.0) -> Polygon:
     """A polygon on an ellipse, turned by ``theta`` radians from x to y."""
     angles = 2 * np.pi * np.arange(_CORNERS) / _CORNERS
-    x, y = rx * np.cos(angles), ry * np.sin(angles)
-    turned = x * math.cos(theta) - y * math.sin(theta), x * math.sin(theta) + y * math.cos(theta)
-    return np.stack([cx + turned[0], cy + turned[1]], axis=1).ravel().tolist()
+    turned = (rx * np.cos(angles) + 1j * ry * np.sin(angles)) * np.exp(1j * theta)
+    return np.stack([cx + turned.real, cy + turned.imag], axis=1).ravel().tolist()
 
 
 def rectangle(x0: float, y0: float, x1: float, y1: float) -> Polygon:
