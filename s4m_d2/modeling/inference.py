@@ -10,7 +10,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from s4m_d2.modeling.transformer_decoder import resize
+from s4m_d2.modeling.pixel_decoder import resize
 from s4m_d2.semi.filters import are_duplicates
 from s4m_d2.structures import RLEMasks, encode_masks, mask_boxes
 from s4m_d2.transfers import to_device, to_host

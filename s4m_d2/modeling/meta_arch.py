@@ -82,9 +82,9 @@ class S4MMaskFormer(nn.Module):
         self.duplicate_iou = duplicate_iou
         self.largest_component = largest_component
         self.rle_masks = False
-        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
-            buffer = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
-            self.register_buffer(name, buffer, persistent=False)
+        mean, std = (torch.tensor(x, dtype=torch.float32) for x in (pixel_mean, pixel_std))
+        self.register_buffer("pixel_mean", mean.view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", std.view(-1, 1, 1), persistent=False)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -132,9 +132,8 @@ class S4MMaskFormer(nn.Module):
         found = self.predict_queries(batched_inputs)
         queries = zip(found["pred_logits"], found["pred_masks"], strict=True)
         images = zip(queries, found["image_sizes"], batched_inputs, strict=True)
-        results = []
-        for of_image, size, sample in images:
-            instances = instance_inference(
+        results = [
+            instance_inference(
                 *of_image,
                 padded_size=found["padded_size"],
                 image_size=size,
@@ -143,8 +142,9 @@ class S4MMaskFormer(nn.Module):
                 duplicate_iou=self.duplicate_iou,
                 rle_masks=self.rle_masks,
             )
-            results.append({"instances": instances})
-        return results
+            for of_image, size, sample in images
+        ]
+        return [{"instances": instances} for instances in results]
 
     def predict_queries(self, batched_inputs: Sequence[Sample]) -> dict[str, Any]:
         """Predict all queries of a batch, without selection; annotations are not read.
@@ -154,9 +154,8 @@ class S4MMaskFormer(nn.Module):
             1/4 of its size, ``image_sizes`` [(H, W)] of the contents, ``padded_size`` (H, W).
         """
         images, outputs = self._run(batched_inputs)
-        found = {key: outputs[key] for key in ("pred_logits", "pred_masks")}
-        padded_size = tuple(images.tensor.shape[-2:])
-        return {**found, "image_sizes": images.image_sizes, "padded_size": padded_size}
+        sizes = {"image_sizes": images.image_sizes, "padded_size": tuple(images.tensor.shape[-2:])}
+        return {key: outputs[key] for key in ("pred_logits", "pred_masks")} | sizes
 
     def mask_features(
         self, batched_inputs: Sequence[Sample]
@@ -182,8 +181,7 @@ class S4MMaskFormer(nn.Module):
         images = self._normalized(batched_inputs)
         features, aux_outputs = self.backbone(images.tensor), self.criterion.deep_supervision
         outputs = self.sem_seg_head(features, aux_outputs=aux_outputs)
-        (height, width), num_classes = images.tensor.shape[-2:], self.sem_seg_head.num_classes
-        of_batch = (height, width), num_classes, self.device
+        of_batch = images.tensor.shape[-2:], self.sem_seg_head.num_classes, self.device
         targets = [prepare_target(sample, *of_batch) for sample in batched_inputs]
         generators = sample_generators(batched_inputs, "loss_points", self.device)
         losses = self.criterion(outputs, targets, generators)
@@ -221,7 +219,7 @@ class S4MMaskFormer(nn.Module):
 
 
 def prepare_target(
-    sample: Sample, size: tuple[int, int], num_classes: int, device: torch.device
+    sample: Sample, size: Sequence[int], num_classes: int, device: torch.device
 ) -> dict[str, Tensor]:
     """Make the criterion's target of an image.
 
@@ -257,12 +255,10 @@ def prepare_target(
     target = {"labels": labels, "masks": _masks(instances, sample["image"].shape[-2:], name)}
     fields = instances.get_fields()
     target |= {key: fields[f"gt_{key}"] for key in ("weights", "doubts") if f"gt_{key}" in fields}
-    for key, value in target.items():
-        target[key] = to_device(value, device)
-        if value.ndim == 3:
-            height, width = value.shape[1:]
-            target[key] = F.pad(target[key], (0, size[1] - width, 0, size[0] - height))
-    return target
+    height, width = sample["image"].shape[-2:]
+    padding = 0, size[1] - width, 0, size[0] - height
+    moved = {key: to_device(value, device) for key, value in target.items()}
+    return {key: F.pad(x, padding) if x.ndim == 3 else x for key, x in moved.items()}
 
 
 def _masks(instances: Instances, size: torch.Size, name: str) -> Tensor:
@@ -284,9 +280,8 @@ def _masks(instances: Instances, size: torch.Size, name: str) -> Tensor:
 
 
 def _check_supported(cfg) -> None:
-    test = cfg.MODEL.MASK_FORMER.TEST
-    for key, wanted in (("SEMANTIC_ON", False), ("PANOPTIC_ON", False), ("INSTANCE_ON", True)):
-        expected = f"{wanted}: instance segmentation only"
-        require(f"MODEL.MASK_FORMER.TEST.{key}", test[key], test[key] == wanted, expected)
+    for key, wanted in {"SEMANTIC_ON": False, "PANOPTIC_ON": False, "INSTANCE_ON": True}.items():
+        found, expected = cfg.MODEL.MASK_FORMER.TEST[key], f"{wanted}: instance segmentation only"
+        require(f"MODEL.MASK_FORMER.TEST.{key}", found, found == wanted, expected)
     order = cfg.INPUT.FORMAT
     require("INPUT.FORMAT", order, order in ("RGB", "BGR"), "'RGB' or 'BGR'")

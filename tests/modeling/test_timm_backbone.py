@@ -164,7 +164,7 @@ def test_colors_other_than_the_pretrained_model_s_are_reported(
     monkeypatch.chdir(tmp_path)
     known = timm.create_model("s4m_vit14", num_classes=0)
     torch.save(known.state_dict(), tiny_timm.VIT_FILE)
-    logger = "s4m_d2.modeling.backbones.timm_backbone"
+    logger = "s4m_d2.modeling.timm_backbone"
     monkeypatch.setattr(logging.getLogger("s4m_d2"), "propagate", True)
     options = ("MODEL.TIMM.PRETRAINED", True)
     with caplog.at_level(logging.WARNING, logger=logger):
