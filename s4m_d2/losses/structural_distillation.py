@@ -21,7 +21,6 @@ from s4m_d2.transfers import to_device
 
 DISTILLATION_REGISTRY = Registry("DISTILLATION")
 DISTILLATION_REGISTRY.__doc__ = """Losses ``(cfg, backend) -> loss`` that distill SAM's features."""
-
 NORM_EPSILON = 1e-8  # smallest product of two norms in a cosine
 
 ImageSize = tuple[int, int]
@@ -166,10 +165,8 @@ class StructuralDistillation:
             outputs = self.backend.prompt(
                 encoded, list(points[:, :, None]), None, masks=False, features=True
             )
-            pairs = zip(outputs, places, strict=True)
-            maps.append(
-                torch.stack([similarity_maps(o.features, p[:, None])[:, 0] for o, p in pairs])
-            )
+            pairs = zip(outputs, places[:, :, None], strict=True)
+            maps.append(torch.stack([similarity_maps(o.features, p)[:, 0] for o, p in pairs]))
         return torch.cat(maps, dim=1)
 
     def _resize_to_grid(
