@@ -107,15 +107,14 @@ class _Plan:
         self.level_sizes = level_sizes
         self.lookups_per_sum = levels * points
         self.paddeds = [(height + 2 * _BORDER, width + _BORDER) for height, width in level_sizes]
-        areas = [height * width for height, width in self.paddeds]
-        self.cells = sum(areas) + _BORDER  # the last row has a right border too
-        sizes, firsts, strides = [], [], []
-        for level, (height, width) in enumerate(level_sizes):
-            stride = self.paddeds[level][1] * self.heads
-            first = sum(areas[:level]) * self.heads + _BORDER * (stride + self.heads)
+        sizes, firsts, strides, self.cells = [], [], [], 0
+        for (height, width), (rows, columns) in zip(level_sizes, self.paddeds, strict=True):
+            upper_left = self.cells + _BORDER * (columns + 1)
             sizes.append([[width, height]] * points)
-            firsts.append([first] * points)
-            strides.append([[self.heads, stride]] * points)
+            firsts.append([upper_left * self.heads] * points)
+            strides.append([[self.heads, columns * self.heads]] * points)
+            self.cells += rows * columns
+        self.cells += _BORDER  # the last row has a right border too
         self.sizes = to_device(sizes, device, dtype)  # levels, points, 2
         self.strides = to_device(strides, device, torch.int32)
         heads = torch.arange(self.heads, dtype=torch.int32, device=device)
@@ -125,25 +124,23 @@ class _Plan:
         """Images that share a table: one, or as many as fit into one piece."""
         lookups = max(1, self.queries * self.heads * self.lookups_per_sum)
         step = max(1, _PIECE // lookups)
-        for start in range(0, self.images, step):
-            yield slice(start, min(start + step, self.images))
+        return (slice(start, start + step) for start in range(0, self.images, step))
 
     def pieces(self, locations: Tensor, weights: Tensor) -> Iterator[tuple[slice, slice, _Lookups]]:
         """Slices of queries (image after image), the same as slices of (query, head), and their
         look-ups in the table of these images."""
         images, queries = locations.shape[:2]
-        firsts = self.firsts
-        if images > 1:  # the first row of each query's image
+        firsts, step = self.firsts, _PIECE // (self.heads * self.lookups_per_sum)
+        if images > 1:  # all in one piece
+            step = images * queries
             offsets = torch.arange(images, dtype=torch.int32, device=locations.device)
-            offsets = (offsets * (self.cells * self.heads)).repeat_interleave(
-                queries, output_size=images * queries
-            )
+            offsets = offsets * (self.cells * self.heads)  # the first row of each image
+            offsets = offsets.repeat_interleave(queries, output_size=step)
             firsts = firsts + offsets[:, None, None, None]
         locations, weights = locations.flatten(0, 1), weights.flatten(0, 1)
-        step = images * queries if images > 1 else _PIECE // (self.heads * self.lookups_per_sum)
         step = max(1, step)
         for start in range(0, images * queries, step):
-            piece = slice(start, min(start + step, images * queries))
+            piece = slice(start, start + step)
             sums = slice(start * self.heads, piece.stop * self.heads)
             yield piece, sums, self.lookups(locations[piece], weights[piece], firsts)
 
@@ -162,10 +159,9 @@ class _Plan:
     def _insides(self, table: Tensor, up: int = 0, left: int = 0) -> list[Tensor]:
         """The levels (images, H, W, heads, C) in a table, or as many cells moved up and left."""
         parts = table[:, : self.cells - _BORDER].split([h * w for h, w in self.paddeds], dim=1)
+        top, start = _BORDER - up, _BORDER - left
         return [
-            part.unflatten(1, padded)[
-                :, _BORDER - up : _BORDER - up + height, _BORDER - left : _BORDER - left + width
-            ]
+            part.unflatten(1, padded)[:, top : top + height, start : start + width]
             for part, padded, (height, width) in zip(
                 parts, self.paddeds, self.level_sizes, strict=True
             )
@@ -232,9 +228,8 @@ class _Plan:
             ordered = torch.cat([factor[:, corner] for factor in factors]).index_select(0, order)
             table = _sum_rows(grad, sums, starts, ordered)
             table = table.view(len(grad_value), self.cells, self.heads, -1)
-            for level, part in zip(
-                self._levels(grad_value), self._insides(table, up, left), strict=True
-            ):
+            insides = self._insides(table, up, left)
+            for level, part in zip(self._levels(grad_value), insides, strict=True):
                 level.add_(part) if corner else level.copy_(part)
 
 
@@ -252,12 +247,9 @@ def _products(table: Tensor, grad: Tensor, rows: Tensor, starts: Tensor) -> Tens
         return torch.bmm(found, grad[..., None]).view(rows.shape)
     with warnings.catch_warnings():  # CSR tensors are said to be in beta state
         warnings.filterwarnings("ignore", message="Sparse CSR")
+        values, size = table.new_zeros(rows.numel()), (len(grad), len(table))
         places = torch.sparse_csr_tensor(
-            starts,
-            rows.view(-1),
-            table.new_zeros(rows.numel()),
-            (len(grad), len(table)),
-            check_invariants=False,
+            starts, rows.view(-1), values, size, check_invariants=False
         )
     products = torch.sparse.sampled_addmm(places, grad, table.t(), beta=0.0)
     return products.values().view(rows.shape)

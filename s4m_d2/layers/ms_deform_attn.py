@@ -33,9 +33,8 @@ def deformable_sampling(
     """Weighted sum of bilinear look-ups in several feature maps.
 
     Uses ``grid_sample`` in an export, Triton kernels on a GPU, and plain PyTorch elsewhere, for
-    float64, if Triton is missing or cannot compile, and if ``USE_TRITON`` of this module is False
-    (the environment variable ``S4M_D2_TRITON`` was 0 when it was imported). The kernels and plain
-    PyTorch compute half-precision inputs in float32.
+    float64, if Triton is missing or cannot compile, and without ``USE_TRITON`` (the environment
+    variable ``S4M_D2_TRITON`` was 0 at import). Half-precision inputs are computed in float32.
 
     Args:
         value: (B, S, heads, C), the levels' cells in row-major order, one level after the other.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from s4m_d2.errors import require
 from s4m_d2.layers import MSDeformAttn, cell_centers, sine_position_encoding
 
+NUM_FEATURE_LEVELS = 3  # feature maps that the transformer decoder attends to in turn
 NUM_GROUPS = 32  # of the group normalization after each input projection
 ENCODER_FEEDFORWARD = 1024  # Mask2Former fixes it for the deformable encoder
 
@@ -120,8 +121,6 @@ class MSDeformAttnPixelDecoder(nn.Module):
         transformer_*: of the encoder: dropout, heads, layers, sampling points per head and level.
     """
 
-    num_feature_levels = 3  # maps handed to the transformer decoder
-
     @configurable
     def __init__(
         self,
@@ -202,7 +201,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
                 lateral = getattr(self, f"adapter_{number}")(features[name].float())
                 coarse = resize(maps[-1], lateral.shape[-2:])
                 maps.append(getattr(self, f"layer_{number}")(lateral + coarse))
-            return self.mask_features(maps[-1]), maps[: self.num_feature_levels]
+            return self.mask_features(maps[-1]), maps[:NUM_FEATURE_LEVELS]
 
 
 def _input_projection(in_channels: int, conv_dim: int) -> nn.Sequential:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from s4m_d2.errors import require
 from s4m_d2.layers import sine_position_encoding
-from s4m_d2.modeling.pixel_decoder import resize, xavier_fill
+from s4m_d2.modeling.pixel_decoder import NUM_FEATURE_LEVELS, resize, xavier_fill
 
 TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_DECODER")
 TRANSFORMER_DECODER_REGISTRY.__doc__ = """
@@ -19,8 +19,6 @@ Transformer decoders, called with ``(cfg, in_channels)``, of MODEL.MASK_FORMER's
 TRANSFORMER_DECODER_NAME. They map (feature maps from coarse to fine, mask features) to
 ``pred_logits``, ``pred_masks`` and ``aux_outputs``.
 """
-
-NUM_FEATURE_LEVELS = 3  # feature maps that the layers attend to in turn
 
 
 class SelfAttentionLayer(nn.Module):

@@ -1,23 +1,8 @@
-"""Deformable sampling with one ``grid_sample`` a level: the reference of the faster forms."""
+"""Random inputs of deformable sampling, and what every form of it must do with special ones."""
 
 import torch
-import torch.nn.functional as F
 
-
-def level_by_level(value, level_sizes, locations, weights):
-    """As ``deformable_sampling``, differentiated by autograd."""
-    batch, _, heads, channels = value.shape
-    queries = locations.shape[1]
-    grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # B·heads, Q, levels, points, 2
-    weights = weights.transpose(1, 2).flatten(0, 1)[:, None]  # B·heads, 1, Q, levels, points
-    levels = value.permute(0, 2, 3, 1).flatten(0, 1).split([h * w for h, w in level_sizes], dim=-1)
-    output = value.new_zeros(batch * heads, channels, queries)
-    for index, (level, size) in enumerate(zip(levels, level_sizes, strict=True)):
-        sampled = F.grid_sample(
-            level.unflatten(-1, size), grids[:, :, index], mode="bilinear", align_corners=False
-        )
-        output = output + (sampled * weights[:, :, :, index]).sum(-1)
-    return output.view(batch, heads * channels, queries).transpose(1, 2)
+SIZES = [(2, 3), (1, 1), (4, 5)]
 
 
 def random_inputs(
@@ -40,3 +25,25 @@ def with_gradients(function, value, level_sizes, locations, weights, grad_output
     inputs = [tensor.detach().requires_grad_() for tensor in (value, locations, weights)]
     output = function(inputs[0], level_sizes, *inputs[1:])
     return [output.detach(), *torch.autograd.grad(output, inputs, grad_output.to(output))]
+
+
+def check_broken_location(function, broken, device):
+    """NaN spoils its own query and head; what is infinitely far away is outside."""
+    value, locations, weights = random_inputs(SIZES, dtype=torch.float32)
+    locations[1, 2, 1, 0, 1, 0] = broken
+    inputs = [x.to(device) for x in (value, locations, weights, torch.ones(2, 5, 6))]
+    output, *grads = with_gradients(function, inputs[0], SIZES, *inputs[1:])
+    spoiled = torch.zeros(2, 5, 6, dtype=torch.bool)
+    spoiled[1, 2, 3:] = broken != broken
+    assert torch.equal(output.isnan().cpu(), spoiled)
+    assert all(gradient[0].isfinite().all() for gradient in grads)
+    assert grads[0][1, :, 0].isfinite().all()
+
+
+def check_nothing_to_look_up(function, batch, queries, device):
+    inputs = random_inputs(SIZES, batch=batch, queries=queries, dtype=torch.float32)
+    value, *others = (x.to(device) for x in (*inputs, torch.zeros(batch, queries, 6)))
+    output, *grads = with_gradients(function, value, SIZES, *others)
+    assert output.shape == others[-1].shape
+    assert not any(gradient.any() for gradient in grads)
+    assert [gradient.shape for gradient in grads] == [x.shape for x in inputs]
