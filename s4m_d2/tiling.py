@@ -110,7 +110,7 @@ def cut_record(record: dict, boxes: Sequence[Box], *, filter_empty: bool) -> lis
     return [tile for tile in tiles if targets(tile) or not filter_empty]
 
 
-def _overlapping(boxes: np.ndarray, box: Sequence[int]) -> list[int]:
+def _overlapping(boxes: np.ndarray, box: Sequence[int] | np.ndarray) -> list[int]:
     """Indices of those of (N, 4) boxes that overlap a box."""
     overlaps = (boxes[:, :2] < box[2:]) & (boxes[:, 2:] > box[:2])
     return np.flatnonzero(overlaps.all(1)).tolist()

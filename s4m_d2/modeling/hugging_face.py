@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -175,20 +175,15 @@ def _renamed(model: Any) -> dict[str, Tensor]:
     """The model's weights by Hugging Face's names; the first layer takes RGB."""
     state = {}
     for name, value in model.state_dict().items():
-        names = _BACKBONE_NAMES if name.startswith("backbone.") else _HEAD_NAMES
-        for new, part in _thirds(renamed(name, names), value):
-            is_bgr = model.input_format == "BGR" and re.search(_FIRST_LAYER, new)
-            state[new] = (part.flip(1) if is_bgr else part).clone().contiguous()
-    return state
-
-
-def _thirds(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
-    found = re.search(r"<(\w+) (\w+) (\w+)>", name)
-    if not found:
-        yield name, value
-        return
-    for word, part in zip(found.groups(), value.chunk(3), strict=True):
-        yield name.replace(found[0], word), part
+        new = renamed(name, _BACKBONE_NAMES if name.startswith("backbone.") else _HEAD_NAMES)
+        if model.input_format == "BGR" and re.search(_FIRST_LAYER, new):
+            value = value.flip(1)
+        if thirds := re.search(r"<(\w+) (\w+) (\w+)>", new):
+            parts = zip(thirds.groups(), value.chunk(3), strict=True)
+            state |= {new.replace(thirds[0], word): part for word, part in parts}
+        else:
+            state[new] = value
+    return {name: value.clone().contiguous() for name, value in state.items()}
 
 
 @torch.no_grad()
@@ -208,14 +203,11 @@ def _checked(model: Any, folder: str) -> str:
         )
     image = torch.randn(1, 3, *_SIZE, generator=torch.Generator().manual_seed(0))
     theirs = loaded.eval()(pixel_values=image)
-    ours = model.sem_seg_head(
-        model.backbone(image if model.input_format == "RGB" else image.flip(1))
-    )
+    view = image if model.input_format == "RGB" else image.flip(1)
+    ours = model.sem_seg_head(model.backbone(view))
+    logits = {"pred_logits": theirs.class_queries_logits, "pred_masks": theirs.masks_queries_logits}
     differences = []
-    for key, found in (
-        ("pred_logits", theirs.class_queries_logits),
-        ("pred_masks", theirs.masks_queries_logits),
-    ):
+    for key, found in logits.items():
         of_queries = (ours[key] - found).abs().flatten(2).amax(2)
         differences.append(float(of_queries.max()))
         # The median: rounding can move a cell of a query's attention (docs/method.md, Rounding).

@@ -53,9 +53,13 @@ def instance_inference(
         bool, or :class:`RLEMasks`; ``pred_boxes`` (the masks' extents; zeros for an empty mask),
         ``scores``, ``pred_classes``.
     """
-    class_scores, queries, classes = _best_pairs(
-        pred_logits, pred_masks, max_instances, duplicate_iou
-    )
+    class_scores, queries, classes = best_pairs(pred_logits, max_instances)
+    if duplicate_iou < 1.0:
+        logits = pred_masks[queries]
+        masks = logits > 0
+        scores = class_scores * _certainty(logits.sigmoid_(), masks)
+        kept = ~are_duplicates(masks, scores, duplicate_iou, classes)
+        class_scores, queries, classes = class_scores[kept], queries[kept], classes[kept]
     sizes = padded_size, image_size, output_size
     masks, boxes, mask_scores = _masks(pred_masks, queries, sizes, rle_masks)
     return Instances(
@@ -67,21 +71,11 @@ def instance_inference(
     )
 
 
-def _best_pairs(
-    pred_logits: Tensor, pred_masks: Tensor, max_instances: int, duplicate_iou: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Class probability, query and class, (n,) each, of the pairs that are kept, best first."""
+def best_pairs(pred_logits: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Class probability, query and class, (n,) each, of the best pairs, best first."""
     probabilities = pred_logits.float().softmax(-1)[:, :-1]
-    count = min(max_instances, probabilities.numel())
-    class_scores, pairs = probabilities.flatten().topk(count)
-    queries, classes = pairs // probabilities.shape[1], pairs % probabilities.shape[1]
-    if duplicate_iou < 1.0:
-        logits = pred_masks[queries]
-        masks = logits > 0
-        scores = class_scores * _certainty(logits.sigmoid_(), masks)
-        kept = ~are_duplicates(masks, scores, duplicate_iou, classes)
-        class_scores, queries, classes = class_scores[kept], queries[kept], classes[kept]
-    return class_scores, queries, classes
+    scores, pairs = probabilities.flatten().topk(min(most, int(probabilities.numel())))
+    return scores, pairs // probabilities.shape[1], pairs % probabilities.shape[1]
 
 
 def largest_components(mask_logits: Tensor) -> Tensor:

@@ -113,12 +113,12 @@ class MSDeformAttnPixelDecoder(nn.Module):
 
     Args:
         input_shape: channels and stride of each backbone map.
-        transformer_in_features: names of the maps that go through the encoder.
-        conv_dim: channels inside, a multiple of 32 and of ``transformer_nheads``.
+        encoded: names of the maps that go through the encoder.
+        conv_dim: channels inside, a multiple of 32 and of ``num_heads``.
         mask_dim: channels of the mask features.
         norm: normalization of the pyramid's convolutions, as in ``detectron2.layers.get_norm``.
         common_stride: stride of the mask features.
-        transformer_*: of the encoder: dropout, heads, layers, sampling points per head and level.
+        encoder: its ``dropout``, ``num_heads``, ``num_layers``, ``num_points`` per head and level.
     """
 
     @configurable
@@ -126,25 +126,22 @@ class MSDeformAttnPixelDecoder(nn.Module):
         self,
         input_shape: dict[str, ShapeSpec],
         *,
-        transformer_in_features: list[str],
-        transformer_dropout: float,
-        transformer_nheads: int,
-        transformer_enc_layers: int,
-        transformer_num_points: int,
+        encoded: list[str],
         conv_dim: int,
         mask_dim: int,
         norm: str,
         common_stride: int,
+        **encoder: Any,
     ) -> None:
         super().__init__()
         key, groups = "MODEL.SEM_SEG_HEAD", f"a multiple of {NUM_GROUPS}"
         require(f"{key}.CONVS_DIM", conv_dim, conv_dim % NUM_GROUPS == 0, groups)
         strides = {name: shape.stride for name, shape in input_shape.items()}
         names = sorted(strides, key=strides.__getitem__)
-        self.coarse_to_fine = [name for name in names[::-1] if name in transformer_in_features]
-        are_known = 0 < len({*transformer_in_features}) == len(self.coarse_to_fine)
+        self.coarse_to_fine = [name for name in names[::-1] if name in encoded]
+        are_known = 0 < len({*encoded}) == len(self.coarse_to_fine)
         key += ".DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"
-        require(key, transformer_in_features, are_known, f"some of IN_FEATURES {sorted(names)}")
+        require(key, encoded, are_known, f"some of IN_FEATURES {sorted(names)}")
         finest = strides[self.coarse_to_fine[-1]]
         fine = [name for name in names if common_stride <= strides[name] < finest]
         self.pyramid_levels = [*enumerate(fine, start=1)][::-1]
@@ -154,11 +151,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
         self.transformer = MultiScaleEncoder(
             embed_dim=conv_dim,
             num_levels=len(self.coarse_to_fine),
-            num_layers=transformer_enc_layers,
             feedforward_dim=ENCODER_FEEDFORWARD,
-            dropout=transformer_dropout,
-            num_heads=transformer_nheads,
-            num_points=transformer_num_points,
+            **encoder,
         )
         for number, name in enumerate(fine, start=1):
             lateral = _pyramid_conv(input_shape[name].channels, conv_dim, 1, norm)
@@ -172,11 +166,11 @@ class MSDeformAttnPixelDecoder(nn.Module):
         head = cfg.MODEL.SEM_SEG_HEAD
         return {
             "input_shape": {name: input_shape[name] for name in head.IN_FEATURES},
-            "transformer_in_features": head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES,
-            "transformer_dropout": cfg.MODEL.MASK_FORMER.DROPOUT,
-            "transformer_nheads": head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS,
-            "transformer_enc_layers": head.TRANSFORMER_ENC_LAYERS,
-            "transformer_num_points": head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS,
+            "encoded": head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES,
+            "dropout": cfg.MODEL.MASK_FORMER.DROPOUT,
+            "num_heads": head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS,
+            "num_layers": head.TRANSFORMER_ENC_LAYERS,
+            "num_points": head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS,
             "conv_dim": head.CONVS_DIM,
             "mask_dim": head.MASK_DIM,
             "norm": head.NORM,
