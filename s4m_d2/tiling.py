@@ -198,6 +198,7 @@ class _Seams:
 
     def __init__(self, tiles: Sequence[Box], image_size: tuple[int, int]) -> None:
         self.tiles = tiles
+        self._corners = np.array(tiles)
         self.image_size = image_size
         self.pieces: list[_Piece] = []
         self.of_tile: list[list[int]] = [[] for _ in tiles]  # indices of pieces
@@ -207,7 +208,7 @@ class _Seams:
     def add(self, number: int, found: Instances) -> None:
         """Add the predictions of a tile, once per tile."""
         tile = self.tiles[number]
-        near = [n for n in _overlapping(np.array(self.tiles), tile) if n != number]
+        near = [n for n in _overlapping(self._corners, tile) if n != number]
         rles = as_rles(found.pred_masks)
         boxes = mask_util.toBbox(rles).reshape(-1, 4).astype(int).tolist()
         columns = (mask_util.area(rles), found.pred_classes, found.scores)
@@ -235,7 +236,7 @@ class _Seams:
 
     def _compare(self, first: int, second: int) -> None:
         """Find pieces of two tiles that are of the same instance."""
-        one, other = np.array([self.tiles[first], self.tiles[second]])
+        one, other = self._corners[[first, second]]
         region = np.concatenate([np.maximum(one, other)[:2], np.minimum(one, other)[2:]])
         sides = []
         for found in (self.of_tile[first], self.of_tile[second]):

@@ -27,6 +27,8 @@ from torch.autograd.function import once_differentiable
 
 from s4m_d2.transfers import to_device
 
+Sizes = list[tuple[int, int]]  # (H, W) of each level
+
 _BORDER = 2  # cells around a level; a row's right border is the left one of the next row
 _PIECE = 1 << 17  # look-ups that are prepared at a time
 
@@ -60,11 +62,7 @@ class PlainDeformableSampling(torch.autograd.Function):
 
 
 def gradients(
-    value: Tensor,
-    level_sizes: list[tuple[int, int]],
-    locations: Tensor,
-    weights: Tensor,
-    grad_output: Tensor,
+    value: Tensor, level_sizes: Sizes, locations: Tensor, weights: Tensor, grad_output: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the values, the locations and the weights, from that of the output."""
     plan = _Plan(level_sizes, locations)
@@ -101,7 +99,7 @@ class _Plan:
     Small images share a table: few long operations are faster than many short ones.
     """
 
-    def __init__(self, level_sizes: list[tuple[int, int]], locations: Tensor) -> None:
+    def __init__(self, level_sizes: Sizes, locations: Tensor) -> None:
         self.images, self.queries, self.heads, levels, points, _ = locations.shape
         device, dtype = locations.device, locations.dtype
         self.level_sizes = level_sizes

@@ -127,10 +127,7 @@ class SetCriterion(nn.Module):
 
         Returns:
             weighted 0-dim losses: ``loss_ce``, ``loss_mask``, ``loss_dice``, and the same with the
-            suffix ``_i`` for entry i of ``aux_outputs``.
-
-        Raises:
-            InputError: if a label is none of the K classes.
+            suffix ``_i`` for entry i of ``aux_outputs``. InputError: a label is none of K classes.
         """
         layers = [outputs]
         if self.deep_supervision:

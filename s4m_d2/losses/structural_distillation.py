@@ -134,8 +134,8 @@ class StructuralDistillation:
         """Compute the two maps that the loss compares, for given query points.
 
         Args:
-            mask_features, images, image_sizes: as for the loss.
-            points: (B, P, 2) query points (x, y), normalized to the contents.
+            points: (B, P, 2) query points (x, y), normalized to the contents; the others are as for
+                the loss.
 
         Returns:
             C_T, with gradients, and C_SAM, both (B, P, S*S) float32, rows of the grid one after

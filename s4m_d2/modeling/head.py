@@ -63,8 +63,7 @@ class MaskFormerHead(nn.Module):
             aux_outputs: also predict from every decoder layer but the last (deep supervision).
 
         Returns:
-            ``pred_logits`` (B, Q, num_classes + 1), ``pred_masks`` (B, Q, h, w) logits,
-            ``aux_outputs`` (see the transformer decoder) and ``mask_features`` (B, C, h, w).
+            those of the transformer decoder, and ``mask_features`` (B, C, h, w).
         """
         mask_features, maps = self.pixel_decoder(features)
         outputs = self.predictor(maps, mask_features, aux_outputs=aux_outputs)

@@ -83,11 +83,8 @@ def save_pretrained(model: Any, folder: str, names: Sequence[str], edges: tuple[
         names: of the classes.
         edges: shortest edge and longest edge to which images are resized, px.
 
-    Returns:
-        the largest differences of class and mask logits between both models on a random image.
-
-    Raises:
-        ConfigError: packages are missing, or Hugging Face's model cannot be the same.
+    Returns the largest differences of class and mask logits between both models on a random image.
+    ConfigError: packages are missing, or Hugging Face's model cannot be the same.
     """
     try:
         from safetensors.torch import save_file

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from s4m_d2.modeling.pixel_decoder import resize
 from s4m_d2.semi.filters import are_duplicates
-from s4m_d2.structures import RLEMasks, encode_masks, mask_boxes
+from s4m_d2.structures import RLEMasks, encode_masks, mask_areas, mask_boxes
 from s4m_d2.transfers import to_device, to_host
 
 CHUNK_PIXELS = 1 << 24  # mask pixels that are upsampled together: 64 MiB of float32
@@ -40,9 +40,8 @@ def instance_inference(
     Args:
         pred_logits: (Q, K + 1), the last class being "no object".
         pred_masks: (Q, h, w) logits over the padded image.
-        padded_size: (H, W) of the network's input.
-        image_size: (H, W) of the content, at the top left of the input.
-        output_size: (H, W) of the result.
+        padded_size, image_size, output_size: (H, W) of the network's input, of the content at its
+            top left, and of the result.
         max_instances: maximum number of pairs.
         duplicate_iou: of pairs of one class whose masks, at (h, w), have a larger IoU only the
             one with the highest score is kept; 1.0: all are.
@@ -133,7 +132,4 @@ def _masks(
 
 def _certainty(probabilities: Tensor, masks: Tensor) -> Tensor:
     """(N,) mean probability inside (N, H, W) masks; the probabilities are overwritten."""
-    # In place, and without arithmetic on bool, which copies a whole mask to a wider type first.
-    inside = probabilities.masked_fill_(~masks, 0).sum((1, 2))
-    areas = torch.stack([mask.count_nonzero() for mask in masks])
-    return inside / (areas + _EPS)
+    return probabilities.masked_fill_(~masks, 0).sum((1, 2)) / (mask_areas(masks) + _EPS)

@@ -31,21 +31,17 @@ class S4MMaskFormer(nn.Module):
         backbone: Detectron2 backbone.
         sem_seg_head: maps of the backbone -> queries (see MaskFormerHead).
         criterion: L_sup.
-        distillation: L_SD (paper, section 3.2), added in training; None: off. It is a plain
-            attribute, which may be set at any time: its SAM is neither a submodule nor in the
-            state dict.
+        distillation: L_SD (paper, section 3.2), added in training; None: off. A plain attribute,
+            which may be set at any time: its SAM is neither a submodule nor in the state dict.
         pixel_mean, pixel_std: 0..255 units, in the order of ``input_format``.
         input_format: "RGB" or "BGR", the channel order of the samples' images.
         size_divisibility: inputs are padded to multiples of it.
         train_square_size: training batches are padded to squares of this side, px; 0: to the
             largest image.
-        max_instances: instances per image at inference.
-        duplicate_iou: of :func:`instance_inference`.
+        max_instances, duplicate_iou: of :func:`instance_inference`.
         largest_component: keep only the largest component of predicted masks and pseudo-labels.
 
-    Attributes:
-        rle_masks: return masks at inference as :class:`~s4m_d2.structures.RLEMasks`, not as one
-            tensor; may be set at any time (:func:`s4m_d2.evaluation.masks_as_rle`).
+    ``rle_masks``, which may be set at any time, is that of :func:`instance_inference` too.
     """
 
     sem_seg_head: Any  # of the registry: its attributes are the head's, not nn.Module's
@@ -111,7 +107,7 @@ class S4MMaskFormer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of the model."""
+        """The model's."""
         return self.pixel_mean.device
 
     def forward(self, batched_inputs: Sequence[Sample]) -> dict[str, Tensor] | list[dict]:
@@ -123,9 +119,8 @@ class S4MMaskFormer(nn.Module):
                 inference optionally "height" and "width", the size of the result.
 
         Returns:
-            in training the weighted losses: ``loss_ce``, ``loss_mask``, ``loss_dice``, the same
-            with ``_i`` for each earlier layer, and ``loss_sd`` with distillation. Otherwise a dict
-            per image with "instances" (see :func:`instance_inference`).
+            in training the losses of :class:`SetCriterion` and, with distillation, ``loss_sd``;
+            otherwise a dict per image with "instances" (see :func:`instance_inference`).
         """
         if self.training:
             return self._losses(batched_inputs)
@@ -170,7 +165,7 @@ class S4MMaskFormer(nn.Module):
         return outputs["mask_features"], self._rgb(batched_inputs), images.image_sizes
 
     def _run(self, batched_inputs: Sequence[Sample]) -> tuple[ImageList, dict[str, Any]]:
-        """The padded images, and outputs of the last layer."""
+        """The padded images, and the last layer's outputs."""
         images = self._normalized(batched_inputs)
         outputs = self.sem_seg_head(self.backbone(images.tensor), aux_outputs=False)
         if self.largest_component:
@@ -202,14 +197,14 @@ class S4MMaskFormer(nn.Module):
     def _rgb(self, batched_inputs: Sequence[Sample]) -> Tensor:
         """(B, 3, H, W) RGB, 0..255, padded as the network's input."""
         images = [to_device(sample["image"], self.device) for sample in batched_inputs]
-        tensor = self._pad(images).tensor
-        return tensor if self.input_format == "RGB" else tensor.flip(1)
+        padded = self._pad(images).tensor
+        return padded if self.input_format == "RGB" else padded.flip(1)
 
     def _pad(self, images: list[Tensor]) -> ImageList:
         """Pad with zeros at the bottom and right to a common size."""
         square = self.train_square_size if self.training else 0
-        largest = max(max(image.shape[-2:]) for image in images)
-        if square and largest > square:
+        largest = max(side for image in images for side in image.shape[-2:])
+        if 0 < square < largest:
             raise InputError(
                 f"an image of side {largest} does not fit the training square of {square} px; "
                 "raise INPUT.IMAGE_SIZE or use a mapper that crops to it"
@@ -234,9 +229,9 @@ def prepare_target(
         ``doubts`` (N, *size).
 
     Raises:
-        InputError: if instances are missing or their masks have another type.
-        DatasetError: if a class id is out of range, or sizes or numbers disagree; it names the
-            file. Ids on a GPU are checked by the matcher, which avoids a synchronization here.
+        InputError: instances are missing, or their masks have another type.
+        DatasetError: a class id is out of range, or sizes or numbers disagree. Ids on a GPU are
+            checked by the matcher, which avoids a synchronization here.
     """
     name = str(sample.get("file_name", sample.get("image_id", "<unnamed image>")))
     if "instances" not in sample:

@@ -80,12 +80,8 @@ def write_onnx(model: Any, path: str, names: Sequence[str], edges: tuple[int, in
         names: of the classes, kept as "classes" in the metadata, a JSON list.
         edges: shortest and longest edge to which images are resized, px; in the metadata.
 
-    Returns:
-        what the comparison found.
-
-    Raises:
-        ConfigError: onnx is missing, PyTorch cannot export this model, or the file gives
-            other instances.
+    Returns what the comparison found. ConfigError: onnx is missing, PyTorch cannot export this
+    model, or the file gives other instances.
     """
     try:
         import onnx
@@ -111,8 +107,8 @@ def write_onnx(model: Any, path: str, names: Sequence[str], edges: tuple[int, in
             f"--format onnx: PyTorch cannot export this model: {str(error).splitlines()[0]}"
         ) from error
     content = onnx.load_model_from_string(traced.getvalue())
-    properties = {"classes": json.dumps(list(names)), "resize": json.dumps(edges)}
-    onnx.helper.set_model_props(content, properties)
+    properties = {"classes": list(names), "resize": edges}
+    onnx.helper.set_model_props(content, {k: json.dumps(v) for k, v in properties.items()})
     onnx.save(content, path)
     return _compared(model, path)
 

@@ -61,11 +61,7 @@ class DeformableEncoderLayer(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
 
     def forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        reference_points: Tensor,
-        level_sizes: list[tuple[int, int]],
+        self, tokens: Tensor, positions: Tensor, reference_points: Tensor, level_sizes: list
     ) -> Tensor:
         """tokens (B, S, C), positions (1, S, C), reference_points (1, S, 2) -> (B, S, C)."""
         attended = self.self_attn(tokens + positions, reference_points, tokens, level_sizes)
