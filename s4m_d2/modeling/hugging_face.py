@@ -170,7 +170,7 @@ def _backbone_config(backbone: Any) -> Any:
 
 def _renamed(model: Any) -> dict[str, Tensor]:
     """The model's weights by Hugging Face's names; the first layer takes RGB."""
-    state = {}
+    state: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         new = renamed(name, _BACKBONE_NAMES if name.startswith("backbone.") else _HEAD_NAMES)
         if model.input_format == "BGR" and re.search(_FIRST_LAYER, new):

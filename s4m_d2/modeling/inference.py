@@ -55,9 +55,9 @@ def instance_inference(
     class_scores, queries, classes = best_pairs(pred_logits, max_instances)
     if duplicate_iou < 1.0:
         logits = pred_masks[queries]
-        masks = logits > 0
-        scores = class_scores * _certainty(logits.sigmoid_(), masks)
-        kept = ~are_duplicates(masks, scores, duplicate_iou, classes)
+        inside = logits > 0
+        scores = class_scores * _certainty(logits.sigmoid_(), inside)
+        kept = ~are_duplicates(inside, scores, duplicate_iou, classes)
         class_scores, queries, classes = class_scores[kept], queries[kept], classes[kept]
     sizes = padded_size, image_size, output_size
     masks, boxes, mask_scores = _masks(pred_masks, queries, sizes, rle_masks)

@@ -37,7 +37,7 @@ def xavier_fill(conv: Conv2d) -> Conv2d:
     return conv
 
 
-def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     """(B, C, H, W) -> (B, C, *size), bilinear; the maps themselves if they have the size."""
     if maps.shape[-2:] == size:
         return maps
