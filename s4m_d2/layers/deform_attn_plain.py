@@ -48,8 +48,8 @@ class PlainDeformableSampling(torch.autograd.Function):
             table = plan.table(value[images])
             sums_of_group = output[images].view(-1, value.shape[-1])
             for _, sums, lookups in plan.pieces(locations[images], weights[images]):
-                rows, factors, _, starts = lookups
-                sums_of_group[sums] = _sum_rows(table, rows.view(-1), starts, factors.view(-1))
+                rows, factors = lookups.rows.view(-1), lookups.factors.view(-1)
+                sums_of_group[sums] = _sum_rows(table, rows, lookups.starts, factors)
         return output.view(batch, queries, heads * value.shape[-1])
 
     @staticmethod
@@ -79,8 +79,7 @@ def gradients(
         collected = []
         for piece, sums, lookups in plan.pieces(locations[images], weights[images]):
             products = _products(table, grad[sums], lookups.rows, lookups.starts)
-            factors = weights[images].flatten(0, 1)[piece]
-            plan.write_gradients(lookups, products, factors, of_locations[piece], of_weights[piece])
+            plan.write_gradients(lookups, products, of_locations[piece], of_weights[piece])
             collected.append(lookups)
         plan.write_table_gradient(grad, collected, grad_value[images])
     return grad_value, grad_locations, grad_weights
@@ -90,6 +89,7 @@ class _Lookups(NamedTuple):
     rows: Tensor  # (q, heads, levels, points, 4) int32, of the table: upper left, right, lower …
     factors: Tensor  # the same shape
     fractions: Tensor  # (q, heads, levels, points, 2): (x, y) from the upper left corner
+    weights: Tensor  # (q, heads, levels, points), of the attention
     starts: Tensor  # of each sum's rows, and the end of the last
 
 
@@ -187,15 +187,10 @@ class _Plan:
             torch.sub(row, factors[..., index + 1], out=factors[..., index])
         end, size = rows.numel() + 1, 4 * self.lookups_per_sum
         starts = torch.arange(0, end, size, dtype=rows.dtype, device=rows.device)
-        return _Lookups(rows, factors, fractions, starts)
+        return _Lookups(rows, factors, fractions, weights, starts)
 
     def write_gradients(
-        self,
-        lookups: _Lookups,
-        products: Tensor,
-        weights: Tensor,
-        grad_locations: Tensor,
-        grad_weights: Tensor,
+        self, lookups: _Lookups, products: Tensor, grad_locations: Tensor, grad_weights: Tensor
     ) -> None:
         """Gradients from ``products`` of the rows and the gradient of their sums (as ``rows``)."""
         upper_left, upper_right, lower_left, lower_right = products.unbind(-1)
@@ -204,8 +199,8 @@ class _Plan:
         lower = torch.lerp(lower_left, lower_right, x)
         torch.lerp(upper, lower, y, out=grad_weights)
         along_x = torch.lerp(upper_right - upper_left, lower_right - lower_left, y)
-        torch.mul(along_x, weights, out=grad_locations[..., 0])
-        torch.mul(lower.sub_(upper), weights, out=grad_locations[..., 1])
+        torch.mul(along_x, lookups.weights, out=grad_locations[..., 0])
+        torch.mul(lower.sub_(upper), lookups.weights, out=grad_locations[..., 1])
         grad_locations.mul_(self.sizes)
 
     def write_table_gradient(
