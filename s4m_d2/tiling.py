@@ -21,7 +21,14 @@ from torch import Tensor, nn
 
 from s4m_d2.data.annotations import targets
 from s4m_d2.data.transforms import apply_geometry
-from s4m_d2.structures import RLEMasks, as_rles, dense_overlaps, encode_edges, mask_areas
+from s4m_d2.structures import (
+    RLEMasks,
+    as_rles,
+    decode_window,
+    dense_overlaps,
+    encode_edges,
+    mask_areas,
+)
 
 TILES_AT_ONCE = 4  # in one batch of the model
 SAME_SHARE = 0.5  # overlap from which on two predictions are one instance
@@ -97,14 +104,16 @@ def cut_record(record: dict, boxes: Sequence[Box], *, filter_empty: bool) -> lis
     extents = np.array(
         [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
     ).reshape(-1, 4)
-    found = []
-    for x0, y0, x1, y1 in boxes:
-        reaches = (extents[:, :2] < (x1, y1)).all(1) & (extents[:, 2:] > (x0, y0)).all(1)
-        inside = [annotations[index] for index in np.flatnonzero(reaches)]
-        tile = {**record, "tile": (x0, y0, x1, y1), "annotations": inside}
-        if targets(tile) or not filter_empty:
-            found.append(tile)
-    return found
+    inside = [[annotations[index] for index in _overlapping(extents, box)] for box in boxes]
+    pairs = zip(boxes, inside, strict=True)
+    tiles = [{**record, "tile": box, "annotations": found} for box, found in pairs]
+    return [tile for tile in tiles if targets(tile) or not filter_empty]
+
+
+def _overlapping(boxes: np.ndarray, box: Sequence[int] | np.ndarray) -> list[int]:
+    """Indices of those of (N, 4) boxes that overlap a box."""
+    overlaps = (boxes[:, :2] < box[2:]) & (boxes[:, 2:] > box[:2])
+    return np.flatnonzero(overlaps.all(1)).tolist()
 
 
 class TiledModel(nn.Module):
@@ -120,14 +129,11 @@ class TiledModel(nn.Module):
     def __init__(self, *, model: nn.Module, resize: T.Augmentation, tiling: Tiling) -> None:
         super().__init__()
         self.training = model.training  # evaluation restores this mode
-        self.model = model
-        self.resize = resize
-        self.tiling = tiling
+        self.model, self.resize, self.tiling = model, resize, tiling
 
     @classmethod
     def from_config(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-        sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-        resize = T.ResizeShortestEdge(*sizes, "choice")
+        resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")
         return {"model": model, "resize": resize, "tiling": build_tiling(cfg)}
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Instances]]:
@@ -167,20 +173,16 @@ class TiledModel(nn.Module):
 
 @dataclass(frozen=True)
 class _Piece:
-    """A prediction in a tile: ``rle`` in the tile's frame, ``box`` in the image's.
-
-    ``is_cut``: it reaches (nearly) a border of the tile that is not a border of the image.
-    ``sam_iou``: nan if unknown.
-    """
+    """A prediction in a tile."""
 
     tile: int
-    rle: Mapping[str, Any]
+    rle: Mapping[str, Any]  # in the tile's frame
     box: Box
+    is_cut: bool  # it reaches (nearly) a border of the tile that is not a border of the image
+    area: int
     label: int
     score: float
-    area: int
-    is_cut: bool
-    sam_iou: float
+    sam_iou: float  # nan if unknown
 
 
 class _Seams:
@@ -206,24 +208,21 @@ class _Seams:
     def add(self, number: int, found: Instances) -> None:
         """Add the predictions of a tile, once per tile."""
         tile = self.tiles[number]
-        reach = (self._corners[:, :2] < tile[2:]) & (self._corners[:, 2:] > tile[:2])
-        near = [n for n in np.flatnonzero(reach.all(1)).tolist() if n != number]
+        near = [n for n in _overlapping(self._corners, tile) if n != number]
         rles = as_rles(found.pred_masks)
         boxes = mask_util.toBbox(rles).reshape(-1, 4).astype(int).tolist()
-        areas = mask_util.area(rles).tolist()
-        labels, scores = found.pred_classes.tolist(), found.scores.tolist()
+        columns = (mask_util.area(rles), found.pred_classes, found.scores)
         ious = found.sam_ious.tolist() if found.has("sam_ious") else [math.nan] * len(found)
-        for rle, (x, y, wide, high), label, score, area, iou in zip(
-            rles, boxes, labels, scores, areas, ious, strict=True
-        ):
+        rows = zip(rles, boxes, *(column.tolist() for column in columns), ious, strict=True)
+        for rle, (x, y, wide, high), *values in rows:
             x, y = tile[0] + x, tile[1] + y
             box = x, y, x + wide, y + high
             is_cut = self._is_cut(box, tile)
             others = (self.tiles[n] for n in near) if is_cut else ()
-            if not area or any(_holds(t, box) and not self._is_cut(box, t) for t in others):
+            if not wide or any(_holds(t, box) and not self._is_cut(box, t) for t in others):
                 continue
             self.of_tile[number].append(len(self.pieces))
-            self.pieces.append(_Piece(number, rle, box, label, score, area, is_cut, iou))
+            self.pieces.append(_Piece(number, rle, box, is_cut, *values))
             self.same.append([])
         for other in near:
             self._compare(other, number)
@@ -237,12 +236,12 @@ class _Seams:
 
     def _compare(self, first: int, second: int) -> None:
         """Find pieces of two tiles that are of the same instance."""
-        region = _shared(self.tiles[first], self.tiles[second])
-        assert region is not None  # they are neighbors
-        sides = [
-            [i for i in self.of_tile[tile] if _shared(self.pieces[i].box, region)]
-            for tile in (first, second)
-        ]
+        one, other = self._corners[[first, second]]
+        region = np.concatenate([np.maximum(one, other)[:2], np.minimum(one, other)[2:]])
+        sides = []
+        for found in (self.of_tile[first], self.of_tile[second]):
+            boxes = np.array([self.pieces[i].box for i in found]).reshape(-1, 4)
+            sides.append([found[row] for row in _overlapping(boxes, region)])
         if not all(sides):
             return
         parts = [self._parts(side, region) for side in sides]
@@ -250,14 +249,14 @@ class _Seams:
         both = dense_overlaps(*parts)
         either = areas[0][:, None] + areas[1][None] - both
         for row, column in both.nonzero().tolist():
-            one, other = sides[0][row], sides[1][column]
-            a, b = self.pieces[one], self.pieces[other]
+            i, j = sides[0][row], sides[1][column]
+            a, b = self.pieces[i], self.pieces[j]
             whole = either[row, column] if a.is_cut and b.is_cut else min(a.area, b.area)
             if a.label == b.label and both[row, column] >= SAME_SHARE * whole:
-                self.same[one].append(other)
-                self.same[other].append(one)
+                self.same[i].append(j)
+                self.same[j].append(i)
 
-    def _parts(self, side: Sequence[int], region: Box) -> Tensor:
+    def _parts(self, side: Sequence[int], region: np.ndarray) -> Tensor:
         """(N, h, w) bool masks of pieces of one tile in a region of it."""
         x0, y0 = self.tiles[self.pieces[side[0]].tile][:2]
         rows, columns = slice(region[1] - y0, region[3] - y0), slice(region[0] - x0, region[2] - x0)
@@ -296,12 +295,12 @@ class _Seams:
         return max((self.pieces[i] for i in members), key=lambda piece: piece.score)
 
     def _mask(self, members: Sequence[int]) -> dict[str, Any]:
-        placed = []
-        for piece in (self.pieces[i] for i in members):
-            left, top = self.tiles[piece.tile][:2]
-            x0, y0, x1, y1 = piece.box
-            window = mask_util.decode(piece.rle)[y0 - top : y1 - top, x0 - left : x1 - left]
-            placed.append(encode_window(window, (x0, y0), self.image_size))
+        pieces = [self.pieces[i] for i in members]
+        windows = [decode_window(piece.rle)[0] for piece in pieces]
+        placed = [
+            encode_window(window, piece.box[:2], self.image_size)
+            for window, piece in zip(windows, pieces, strict=True)
+        ]
         return placed[0] if len(placed) == 1 else mask_util.merge(placed)
 
 
@@ -321,12 +320,5 @@ def encode_window(
     return encode_edges(ends, image_size)
 
 
-def _shared(one: Box, other: Box) -> Box | None:
-    """Intersection of two boxes; None if it is empty."""
-    x0, y0 = max(one[0], other[0]), max(one[1], other[1])
-    x1, y1 = min(one[2], other[2]), min(one[3], other[3])
-    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
-
-
 def _holds(tile: Box, box: Box) -> bool:
-    return _shared(tile, box) == box
+    return tile[0] <= box[0] and tile[1] <= box[1] and box[2] <= tile[2] and box[3] <= tile[3]

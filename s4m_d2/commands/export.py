@@ -34,9 +34,9 @@ from s4m_d2.engine.figures.predictor import class_names, load_model
 from s4m_d2.engine.stages import last_weights
 from s4m_d2.errors import ConfigError, OutputError, WeightsError
 from s4m_d2.files import atomic_write
-from s4m_d2.modeling.backbones.weight_names import to_mask2former_names
 from s4m_d2.modeling.hugging_face import save_pretrained
 from s4m_d2.modeling.onnx_file import write_onnx
+from s4m_d2.modeling.timm_backbone import to_mask2former_names
 
 # Mask2Former renames weights of a head without version, or with an earlier one.
 HEAD, HEAD_VERSION = "sem_seg_head", 2

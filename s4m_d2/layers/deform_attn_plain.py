@@ -27,6 +27,8 @@ from torch.autograd.function import once_differentiable
 
 from s4m_d2.transfers import to_device
 
+Sizes = list[tuple[int, int]]  # (H, W) of each level
+
 _BORDER = 2  # cells around a level; a row's right border is the left one of the next row
 _PIECE = 1 << 17  # look-ups that are prepared at a time
 
@@ -46,8 +48,8 @@ class PlainDeformableSampling(torch.autograd.Function):
             table = plan.table(value[images])
             sums_of_group = output[images].view(-1, value.shape[-1])
             for _, sums, lookups in plan.pieces(locations[images], weights[images]):
-                rows, factors, _, starts = lookups
-                sums_of_group[sums] = _sum_rows(table, rows.view(-1), starts, factors.view(-1))
+                rows, factors = lookups.rows.view(-1), lookups.factors.view(-1)
+                sums_of_group[sums] = _sum_rows(table, rows, lookups.starts, factors)
         return output.view(batch, queries, heads * value.shape[-1])
 
     @staticmethod
@@ -60,11 +62,7 @@ class PlainDeformableSampling(torch.autograd.Function):
 
 
 def gradients(
-    value: Tensor,
-    level_sizes: list[tuple[int, int]],
-    locations: Tensor,
-    weights: Tensor,
-    grad_output: Tensor,
+    value: Tensor, level_sizes: Sizes, locations: Tensor, weights: Tensor, grad_output: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the values, the locations and the weights, from that of the output."""
     plan = _Plan(level_sizes, locations)
@@ -81,8 +79,7 @@ def gradients(
         collected = []
         for piece, sums, lookups in plan.pieces(locations[images], weights[images]):
             products = _products(table, grad[sums], lookups.rows, lookups.starts)
-            factors = weights[images].flatten(0, 1)[piece]
-            plan.write_gradients(lookups, products, factors, of_locations[piece], of_weights[piece])
+            plan.write_gradients(lookups, products, of_locations[piece], of_weights[piece])
             collected.append(lookups)
         plan.write_table_gradient(grad, collected, grad_value[images])
     return grad_value, grad_locations, grad_weights
@@ -92,6 +89,7 @@ class _Lookups(NamedTuple):
     rows: Tensor  # (q, heads, levels, points, 4) int32, of the table: upper left, right, lower …
     factors: Tensor  # the same shape
     fractions: Tensor  # (q, heads, levels, points, 2): (x, y) from the upper left corner
+    weights: Tensor  # (q, heads, levels, points), of the attention
     starts: Tensor  # of each sum's rows, and the end of the last
 
 
@@ -101,21 +99,20 @@ class _Plan:
     Small images share a table: few long operations are faster than many short ones.
     """
 
-    def __init__(self, level_sizes: list[tuple[int, int]], locations: Tensor) -> None:
+    def __init__(self, level_sizes: Sizes, locations: Tensor) -> None:
         self.images, self.queries, self.heads, levels, points, _ = locations.shape
         device, dtype = locations.device, locations.dtype
         self.level_sizes = level_sizes
         self.lookups_per_sum = levels * points
         self.paddeds = [(height + 2 * _BORDER, width + _BORDER) for height, width in level_sizes]
-        areas = [height * width for height, width in self.paddeds]
-        self.cells = sum(areas) + _BORDER  # the last row has a right border too
-        sizes, firsts, strides = [], [], []
-        for level, (height, width) in enumerate(level_sizes):
-            stride = self.paddeds[level][1] * self.heads
-            first = sum(areas[:level]) * self.heads + _BORDER * (stride + self.heads)
+        sizes, firsts, strides, self.cells = [], [], [], 0
+        for (height, width), (rows, columns) in zip(level_sizes, self.paddeds, strict=True):
+            upper_left = self.cells + _BORDER * (columns + 1)
             sizes.append([[width, height]] * points)
-            firsts.append([first] * points)
-            strides.append([[self.heads, stride]] * points)
+            firsts.append([upper_left * self.heads] * points)
+            strides.append([[self.heads, columns * self.heads]] * points)
+            self.cells += rows * columns
+        self.cells += _BORDER  # the last row has a right border too
         self.sizes = to_device(sizes, device, dtype)  # levels, points, 2
         self.strides = to_device(strides, device, torch.int32)
         heads = torch.arange(self.heads, dtype=torch.int32, device=device)
@@ -125,25 +122,23 @@ class _Plan:
         """Images that share a table: one, or as many as fit into one piece."""
         lookups = max(1, self.queries * self.heads * self.lookups_per_sum)
         step = max(1, _PIECE // lookups)
-        for start in range(0, self.images, step):
-            yield slice(start, min(start + step, self.images))
+        return (slice(start, start + step) for start in range(0, self.images, step))
 
     def pieces(self, locations: Tensor, weights: Tensor) -> Iterator[tuple[slice, slice, _Lookups]]:
         """Slices of queries (image after image), the same as slices of (query, head), and their
         look-ups in the table of these images."""
         images, queries = locations.shape[:2]
-        firsts = self.firsts
-        if images > 1:  # the first row of each query's image
+        firsts, step = self.firsts, _PIECE // (self.heads * self.lookups_per_sum)
+        if images > 1:  # all in one piece
+            step = images * queries
             offsets = torch.arange(images, dtype=torch.int32, device=locations.device)
-            offsets = (offsets * (self.cells * self.heads)).repeat_interleave(
-                queries, output_size=images * queries
-            )
+            offsets = offsets * (self.cells * self.heads)  # the first row of each image
+            offsets = offsets.repeat_interleave(queries, output_size=step)
             firsts = firsts + offsets[:, None, None, None]
         locations, weights = locations.flatten(0, 1), weights.flatten(0, 1)
-        step = images * queries if images > 1 else _PIECE // (self.heads * self.lookups_per_sum)
         step = max(1, step)
         for start in range(0, images * queries, step):
-            piece = slice(start, min(start + step, images * queries))
+            piece = slice(start, start + step)
             sums = slice(start * self.heads, piece.stop * self.heads)
             yield piece, sums, self.lookups(locations[piece], weights[piece], firsts)
 
@@ -162,10 +157,9 @@ class _Plan:
     def _insides(self, table: Tensor, up: int = 0, left: int = 0) -> list[Tensor]:
         """The levels (images, H, W, heads, C) in a table, or as many cells moved up and left."""
         parts = table[:, : self.cells - _BORDER].split([h * w for h, w in self.paddeds], dim=1)
+        top, start = _BORDER - up, _BORDER - left
         return [
-            part.unflatten(1, padded)[
-                :, _BORDER - up : _BORDER - up + height, _BORDER - left : _BORDER - left + width
-            ]
+            part.unflatten(1, padded)[:, top : top + height, start : start + width]
             for part, padded, (height, width) in zip(
                 parts, self.paddeds, self.level_sizes, strict=True
             )
@@ -193,15 +187,10 @@ class _Plan:
             torch.sub(row, factors[..., index + 1], out=factors[..., index])
         end, size = rows.numel() + 1, 4 * self.lookups_per_sum
         starts = torch.arange(0, end, size, dtype=rows.dtype, device=rows.device)
-        return _Lookups(rows, factors, fractions, starts)
+        return _Lookups(rows, factors, fractions, weights, starts)
 
     def write_gradients(
-        self,
-        lookups: _Lookups,
-        products: Tensor,
-        weights: Tensor,
-        grad_locations: Tensor,
-        grad_weights: Tensor,
+        self, lookups: _Lookups, products: Tensor, grad_locations: Tensor, grad_weights: Tensor
     ) -> None:
         """Gradients from ``products`` of the rows and the gradient of their sums (as ``rows``)."""
         upper_left, upper_right, lower_left, lower_right = products.unbind(-1)
@@ -210,8 +199,8 @@ class _Plan:
         lower = torch.lerp(lower_left, lower_right, x)
         torch.lerp(upper, lower, y, out=grad_weights)
         along_x = torch.lerp(upper_right - upper_left, lower_right - lower_left, y)
-        torch.mul(along_x, weights, out=grad_locations[..., 0])
-        torch.mul(lower.sub_(upper), weights, out=grad_locations[..., 1])
+        torch.mul(along_x, lookups.weights, out=grad_locations[..., 0])
+        torch.mul(lower.sub_(upper), lookups.weights, out=grad_locations[..., 1])
         grad_locations.mul_(self.sizes)
 
     def write_table_gradient(
@@ -232,9 +221,8 @@ class _Plan:
             ordered = torch.cat([factor[:, corner] for factor in factors]).index_select(0, order)
             table = _sum_rows(grad, sums, starts, ordered)
             table = table.view(len(grad_value), self.cells, self.heads, -1)
-            for level, part in zip(
-                self._levels(grad_value), self._insides(table, up, left), strict=True
-            ):
+            insides = self._insides(table, up, left)
+            for level, part in zip(self._levels(grad_value), insides, strict=True):
                 level.add_(part) if corner else level.copy_(part)
 
 
@@ -252,12 +240,9 @@ def _products(table: Tensor, grad: Tensor, rows: Tensor, starts: Tensor) -> Tens
         return torch.bmm(found, grad[..., None]).view(rows.shape)
     with warnings.catch_warnings():  # CSR tensors are said to be in beta state
         warnings.filterwarnings("ignore", message="Sparse CSR")
+        values, size = table.new_zeros(rows.numel()), (len(grad), len(table))
         places = torch.sparse_csr_tensor(
-            starts,
-            rows.view(-1),
-            table.new_zeros(rows.numel()),
-            (len(grad), len(table)),
-            check_invariants=False,
+            starts, rows.view(-1), values, size, check_invariants=False
         )
     products = torch.sparse.sampled_addmm(places, grad, table.t(), beta=0.0)
     return products.values().view(rows.shape)

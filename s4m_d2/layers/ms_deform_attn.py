@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s4m_d2.errors import require
-from s4m_d2.layers.deform_attn_plain import PlainDeformableSampling
+from s4m_d2.layers.deform_attn_plain import PlainDeformableSampling, Sizes
 from s4m_d2.transfers import to_device
 
 try:
@@ -25,17 +25,13 @@ logger = logging.getLogger(__name__)
 
 
 def deformable_sampling(
-    value: Tensor,
-    level_sizes: list[tuple[int, int]],
-    locations: Tensor,
-    weights: Tensor,
+    value: Tensor, level_sizes: Sizes, locations: Tensor, weights: Tensor
 ) -> Tensor:
     """Weighted sum of bilinear look-ups in several feature maps.
 
     Uses ``grid_sample`` in an export, Triton kernels on a GPU, and plain PyTorch elsewhere, for
-    float64, if Triton is missing or cannot compile, and if ``USE_TRITON`` of this module is False
-    (the environment variable ``S4M_D2_TRITON`` was 0 when it was imported). The kernels and plain
-    PyTorch compute half-precision inputs in float32.
+    float64, if Triton is missing or cannot compile, and without ``USE_TRITON`` (the environment
+    variable ``S4M_D2_TRITON`` was 0 at import). Half-precision inputs are computed in float32.
 
     Args:
         value: (B, S, heads, C), the levels' cells in row-major order, one level after the other.
@@ -83,7 +79,7 @@ def _kernels_compile(device: torch.device) -> bool:
     return True
 
 
-def _cells(level_sizes: list[tuple[int, int]], device: torch.device) -> Tensor:
+def _cells(level_sizes: Sizes, device: torch.device) -> Tensor:
     """(levels, 2): width and height of each level."""
     if torch.onnx.is_in_onnx_export():  # where sizes are tensors, which must stay such
         sides = [torch.as_tensor(side) for size in level_sizes for side in size[::-1]]
@@ -91,9 +87,7 @@ def _cells(level_sizes: list[tuple[int, int]], device: torch.device) -> Tensor:
     return to_device([(w, h) for h, w in level_sizes], device)
 
 
-def _grid_sampling(
-    value: Tensor, level_sizes: list[tuple[int, int]], locations: Tensor, weights: Tensor
-) -> Tensor:
+def _grid_sampling(value: Tensor, level_sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
     """``deformable_sampling`` by an operator that ONNX has."""
     batch, _, heads, channels = value.shape
     grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # B · heads, Q, levels, points, 2
@@ -140,7 +134,6 @@ class MSDeformAttn(nn.Module):
         directions = directions / directions.abs().amax(dim=-1, keepdim=True)
         distances = torch.arange(1, self.num_points + 1)
         offsets = directions[:, None, None] * distances[:, None]  # heads, 1, points, 2
-        offsets = offsets.expand(-1, self.num_levels, -1, -1)
         for linear in (self.sampling_offsets, self.attention_weights):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
@@ -148,25 +141,17 @@ class MSDeformAttn(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
         with torch.no_grad():
-            self.sampling_offsets.bias.copy_(offsets.flatten())
+            self.sampling_offsets.bias.copy_(offsets.expand(-1, self.num_levels, -1, -1).flatten())
 
     def forward(
-        self,
-        query: Tensor,
-        reference_points: Tensor,
-        value: Tensor,
-        level_sizes: list[tuple[int, int]],
+        self, query: Tensor, reference_points: Tensor, value: Tensor, level_sizes: Sizes
     ) -> Tensor:
-        """Compute the attention.
+        """Compute the attention of ``query`` (B, Q, embed_dim), in its shape.
 
         Args:
-            query: (B, Q, embed_dim).
             reference_points: (B or 1, Q, 2), (x, y) in [0, 1] over the feature maps.
             value: (B, S, embed_dim), the cells of all levels in row-major order.
             level_sizes: (H, W) of each level.
-
-        Returns:
-            (B, Q, embed_dim).
         """
         batch, queries, _ = query.shape
         shape = (batch, queries, self.num_heads, self.num_levels, self.num_points)

@@ -21,27 +21,21 @@ from s4m_d2.losses.mask_losses import (
     sigmoid_ce_loss,
     uncertain_points,
 )
-from s4m_d2.losses.matcher import HungarianMatcher, ImageMatches
+from s4m_d2.losses.matcher import Generators, HungarianMatcher, ImageMatches, Layers, Targets
 from s4m_d2.structures import MAX_BYTE
 from s4m_d2.transfers import to_device
 
 
 @dataclass(frozen=True)
 class _Indices:
-    """The matches as tensors on the device.
+    """The matches as tensors on the device."""
 
-    Attributes:
-        classes: (L, B, Q) int64, the target class of each query of each layer.
-        queries: (L, M) int64, matched queries of all images, numbered through the batch.
-        instances: (M,) int64 for each image, which all layers match, or (L * M,) if they may match
-            different ones, having fewer queries.
-        weights: (L, M) of the instances that the queries match; None: 1.
-    """
-
-    classes: Tensor
-    queries: Tensor
+    classes: Tensor  # (L, B, Q) int64, the target class of each query of each layer
+    queries: Tensor  # (L, M) int64, matched queries of all images, numbered through the batch
+    # (M,) int64 of each image, which all layers match; (L * M,) if it has more than queries: layers
+    # may match different ones
     instances: list[Tensor]
-    weights: Tensor | None
+    weights: Tensor | None  # (L, M) of the instances that the queries match; None: 1
 
 
 class SetCriterion(nn.Module):
@@ -101,31 +95,23 @@ class SetCriterion(nn.Module):
     @classmethod
     def from_config(cls, cfg) -> dict:
         former = cfg.MODEL.MASK_FORMER
+        ce, mask, dice = former.CLASS_WEIGHT, former.MASK_WEIGHT, former.DICE_WEIGHT
+        points = former.TRAIN_NUM_POINTS
         return {
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "matcher": HungarianMatcher(
-                class_cost=former.CLASS_WEIGHT,
-                mask_cost=former.MASK_WEIGHT,
-                dice_cost=former.DICE_WEIGHT,
-                num_points=former.TRAIN_NUM_POINTS,
+                class_cost=ce, mask_cost=mask, dice_cost=dice, num_points=points
             ),
-            "loss_weights": {
-                "loss_ce": former.CLASS_WEIGHT,
-                "loss_mask": former.MASK_WEIGHT,
-                "loss_dice": former.DICE_WEIGHT,
-            },
+            "loss_weights": {"loss_ce": ce, "loss_mask": mask, "loss_dice": dice},
             "no_object_weight": former.NO_OBJECT_WEIGHT,
-            "num_points": former.TRAIN_NUM_POINTS,
+            "num_points": points,
             "oversample_ratio": former.OVERSAMPLE_RATIO,
             "importance_ratio": former.IMPORTANCE_SAMPLE_RATIO,
             "deep_supervision": former.DEEP_SUPERVISION,
         }
 
     def forward(
-        self,
-        outputs: dict[str, Any],
-        targets: Sequence[dict[str, Tensor]],
-        generators: Sequence[torch.Generator | None] | None = None,
+        self, outputs: dict[str, Any], targets: Targets, generators: Generators = None
     ) -> dict[str, Tensor]:
         """Compute all losses, in float32. Synchronizes once, in the matcher.
 
@@ -141,10 +127,7 @@ class SetCriterion(nn.Module):
 
         Returns:
             weighted 0-dim losses: ``loss_ce``, ``loss_mask``, ``loss_dice``, and the same with the
-            suffix ``_i`` for entry i of ``aux_outputs``.
-
-        Raises:
-            InputError: if a label is none of the K classes.
+            suffix ``_i`` for entry i of ``aux_outputs``. InputError: a label is none of K classes.
         """
         layers = [outputs]
         if self.deep_supervision:
@@ -167,10 +150,8 @@ class SetCriterion(nn.Module):
             for suffix, loss in zip(suffixes, of_layers.unbind(), strict=True)
         }
 
-    def _divisors(
-        self, targets: Sequence[dict[str, Tensor]], indices: _Indices
-    ) -> tuple[Tensor, Tensor]:
-        """What turns sums of this process into its part of the means over all, by one all-reduce.
+    def _divisors(self, targets: Targets, indices: _Indices) -> tuple[Tensor, Tensor]:
+        """The divisors that turn sums of this process into its part of the means over all.
 
         The number of masks, 0-dim, and the weights of all queries of a layer, (1,), or (L,) if
         targets have weights; both divided by the number of processes, masks at least 1.
@@ -190,10 +171,7 @@ class SetCriterion(nn.Module):
         return (counts[0] / world_size).clamp(min=1), counts[1:] / world_size
 
     def _indices(
-        self,
-        matches: Sequence[ImageMatches],
-        targets: Sequence[dict[str, Tensor]],
-        logits: Tensor,
+        self, matches: Sequence[ImageMatches], targets: Targets, logits: Tensor
     ) -> _Indices:
         """One copy to the device."""
         num_layers, num_queries = len(matches[0].queries), logits.shape[1]
@@ -212,14 +190,14 @@ class SetCriterion(nn.Module):
         of_layers, instances = moved[1].view(queries.shape), moved[2:]
         weights = None
         if "weights" in targets[0]:
-            pairs = zip(targets, instances, strict=True)
-            each = zip((target["weights"][rows] for target, rows in pairs), matches, strict=True)
             shape = num_layers, -1
-            rows = [w.expand(shape) if len(w) == len(match) else w.view(shape) for w, match in each]
+            each = [target["weights"][i] for target, i in zip(targets, instances, strict=True)]
+            pairs = zip(each, matches, strict=True)
+            rows = [w.expand(shape) if len(w) == len(m) else w.view(shape) for w, m in pairs]
             weights = torch.cat(rows, dim=1)
         return _Indices(moved[0].view(classes.shape), of_layers, instances, weights)
 
-    def _class_losses(self, layers: Sequence[dict[str, Tensor]], indices: _Indices) -> Tensor:
+    def _class_losses(self, layers: Layers, indices: _Indices) -> Tensor:
         """(L,) sums of weighted cross-entropies."""
         logits = torch.stack([layer["pred_logits"] for layer in layers]).float()
         each = F.cross_entropy(
@@ -230,11 +208,7 @@ class SetCriterion(nn.Module):
         return each.sum(1)
 
     def _mask_losses(
-        self,
-        layers: Sequence[dict[str, Tensor]],
-        targets: Sequence[dict[str, Tensor]],
-        indices: _Indices,
-        generators: Sequence[torch.Generator | None] | None,
+        self, layers: Layers, targets: Targets, indices: _Indices, generators: Generators
     ) -> Tensor:
         """(2, L) sums of BCE and dice. Images are taken one by one, all layers of each together."""
         matched = [

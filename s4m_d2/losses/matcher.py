@@ -25,20 +25,23 @@ from s4m_d2.transfers import to_host
 #: of ordinary costs in float64.
 WORST_COST = 1e6
 
+#: Of each supervised layer ``pred_logits`` (B, Q, K + 1) and ``pred_masks`` (B, Q, h, w), logits.
+Layers = Sequence[dict[str, Tensor]]
+#: Of each image ``labels`` (N,) int64 and ``masks`` (N, H, W), in the frame of the predicted masks
+#: up to scale.
+Targets = Sequence[dict[str, Tensor]]
+#: One for each image, which draws the points of all layers; None: torch's default.
+Generators = Sequence[torch.Generator | None] | None
+
 
 @dataclass(frozen=True)
 class ImageMatches:
-    """The matches of one image with N instances in L layers, on the host; M = min(Q, N).
+    """The matches of one image with N instances in L layers, on the host; M = min(Q, N)."""
 
-    Attributes:
-        queries: (L, M) int64.
-        instances: (L, M) int64 positions in the image's target that the queries match, ascending.
-        labels: (L, M) int64, the instances' classes.
-    """
-
-    queries: np.ndarray
+    queries: np.ndarray  #: (L, M) int64
+    #: (L, M) int64 positions in the image's target that the queries match, ascending
     instances: np.ndarray
-    labels: np.ndarray
+    labels: np.ndarray  #: (L, M) int64, the instances' classes
 
     def __len__(self) -> int:
         """M, in each layer."""
@@ -63,25 +66,11 @@ class HungarianMatcher:
     num_points: int
 
     def __call__(
-        self,
-        layers: Sequence[dict[str, Tensor]],
-        targets: Sequence[dict[str, Tensor]],
-        generators: Sequence[torch.Generator | None] | None = None,
+        self, layers: Layers, targets: Targets, generators: Generators = None
     ) -> list[ImageMatches]:
-        """Match every image in every layer. Synchronizes once.
+        """Match every image in every layer; returns each image's matches. Synchronizes once.
 
-        Args:
-            layers: of each, ``pred_logits`` (B, Q, K + 1) and ``pred_masks`` (B, Q, h, w) logits.
-            targets: for each image ``labels`` (N,) int64 and ``masks`` (N, H, W), in the same
-                frame as the predicted masks up to scale.
-            generators: one for each image, which draws the points of all layers; None: torch's
-                default.
-
-        Returns:
-            the matches of each image.
-
-        Raises:
-            InputError: if a label is none of the K classes.
+        InputError: a label is none of the K classes.
         """
         num_queries, num_labels = layers[0]["pred_logits"].shape[1:]
         counts = [len(target["labels"]) for target in targets]
@@ -105,15 +94,10 @@ class HungarianMatcher:
         return matches
 
     @torch.no_grad()
-    def costs(
-        self,
-        layers: Sequence[dict[str, Tensor]],
-        targets: Sequence[dict[str, Tensor]],
-        generators: Sequence[torch.Generator | None] | None = None,
-    ) -> Tensor:
+    def costs(self, layers: Layers, targets: Targets, generators: Generators = None) -> Tensor:
         """(L, B, Q, N) float32 costs; N is the largest number of instances of an image.
 
-        Entries beyond an image's own instances have no meaning. Arguments as of a call.
+        Entries beyond an image's own instances have no meaning.
         """
         device = layers[0]["pred_masks"].device
         sources = generators or [None] * len(targets)

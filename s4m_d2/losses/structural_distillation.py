@@ -21,10 +21,9 @@ from s4m_d2.transfers import to_device
 
 DISTILLATION_REGISTRY = Registry("DISTILLATION")
 DISTILLATION_REGISTRY.__doc__ = """Losses ``(cfg, backend) -> loss`` that distill SAM's features."""
-
 NORM_EPSILON = 1e-8  # smallest product of two norms in a cosine
 
-ImageSize = tuple[int, int]
+ImageSizes = Sequence[tuple[int, int]]
 
 
 def build_distillation(cfg, backend):
@@ -95,7 +94,7 @@ class StructuralDistillation:
         self,
         mask_features: Tensor,
         images: Tensor,
-        image_sizes: Sequence[ImageSize],
+        image_sizes: ImageSizes,
         masks: Sequence[Tensor],
         generators: Sequence[Generator] | None = None,
     ) -> dict[str, Tensor]:
@@ -126,17 +125,13 @@ class StructuralDistillation:
         return {"loss_sd": self.weight * loss.mean()}
 
     def similarities(
-        self,
-        mask_features: Tensor,
-        images: Tensor,
-        image_sizes: Sequence[ImageSize],
-        points: Tensor,
+        self, mask_features: Tensor, images: Tensor, image_sizes: ImageSizes, points: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the two maps that the loss compares, for given query points.
 
         Args:
-            mask_features, images, image_sizes: as for the loss.
-            points: (B, P, 2) query points (x, y), normalized to the contents.
+            points: (B, P, 2) query points (x, y), normalized to the contents; the others are as for
+                the loss.
 
         Returns:
             C_T, with gradients, and C_SAM, both (B, P, S*S) float32, rows of the grid one after
@@ -156,7 +151,7 @@ class StructuralDistillation:
 
     @torch.no_grad()
     def _sam_similarity(
-        self, images: Tensor, image_sizes: Sequence[ImageSize], query: Tensor, anchors: Tensor
+        self, images: Tensor, image_sizes: ImageSizes, query: Tensor, anchors: Tensor
     ) -> Tensor:
         """(B, P, S*S) cosines of SAM; each chunk's features are reduced before the next."""
         encoded = self.backend.encode(images, list(image_sizes))
@@ -166,14 +161,12 @@ class StructuralDistillation:
             outputs = self.backend.prompt(
                 encoded, list(points[:, :, None]), None, masks=False, features=True
             )
-            pairs = zip(outputs, places, strict=True)
-            maps.append(
-                torch.stack([similarity_maps(o.features, p[:, None])[:, 0] for o, p in pairs])
-            )
+            pairs = zip(outputs, places[:, :, None], strict=True)
+            maps.append(torch.stack([similarity_maps(o.features, p)[:, 0] for o, p in pairs]))
         return torch.cat(maps, dim=1)
 
     def _resize_to_grid(
-        self, mask_features: Tensor, images: Tensor, image_sizes: Sequence[ImageSize], scale: Tensor
+        self, mask_features: Tensor, images: Tensor, image_sizes: ImageSizes, scale: Tensor
     ) -> Tensor:
         """(B, C, S, S) mask features, float32, sampled at the centers of the grid's cells."""
         side = self.backend.grid_side
@@ -189,7 +182,7 @@ class StructuralDistillation:
 
 def sample_query_points(
     masks: Tensor,
-    image_size: ImageSize,
+    image_size: tuple[int, int],
     num_points: int,
     num_foreground: int,
     generator: Generator | None = None,

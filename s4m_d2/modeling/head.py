@@ -11,12 +11,10 @@ from s4m_d2.errors import ConfigError, registered, require
 from s4m_d2.modeling.pixel_decoder import MSDeformAttnPixelDecoder, register_if_free
 from s4m_d2.modeling.transformer_decoder import TRANSFORMER_DECODER_REGISTRY
 
-MULTI_SCALE = "multi_scale_pixel_decoder"
-
 
 @register_if_free
 class MaskFormerHead(nn.Module):
-    """Pixel decoder and transformer decoder: feature maps -> queries with classes and masks.
+    """Pixel decoder and transformer decoder: maps of the backbone -> classes and masks.
 
     Args:
         num_classes: object classes, without "no object".
@@ -46,7 +44,8 @@ class MaskFormerHead(nn.Module):
             )
         former, key = cfg.MODEL.MASK_FORMER, "MODEL.MASK_FORMER.TRANSFORMER"
         source, name = former.TRANSFORMER_IN_FEATURE, former.TRANSFORMER_DECODER_NAME
-        require(f"{key}_IN_FEATURE", source, source == MULTI_SCALE, repr(MULTI_SCALE))
+        multi_scale = "multi_scale_pixel_decoder"
+        require(f"{key}_IN_FEATURE", source, source == multi_scale, repr(multi_scale))
         predictor = registered(TRANSFORMER_DECODER_REGISTRY, f"{key}_DECODER_NAME", name)
         return {
             "num_classes": head.NUM_CLASSES,
@@ -64,20 +63,11 @@ class MaskFormerHead(nn.Module):
             aux_outputs: also predict from every decoder layer but the last (deep supervision).
 
         Returns:
-            ``pred_logits`` (B, Q, num_classes + 1), ``pred_masks`` (B, Q, h, w) logits,
-            ``aux_outputs`` (see the transformer decoder) and ``mask_features`` (B, C, h, w).
+            those of the transformer decoder, and ``mask_features`` (B, C, h, w).
         """
         mask_features, maps = self.pixel_decoder(features)
         outputs = self.predictor(maps, mask_features, aux_outputs=aux_outputs)
         return {**outputs, "mask_features": mask_features}
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        """Accept early checkpoints, in which the pixel decoder has no prefix of its own."""
-        current = (f"{prefix}pixel_decoder.", f"{prefix}predictor.")
-        for key in list(state_dict):
-            if key.startswith(prefix) and not key.startswith(current):
-                state_dict[current[0] + key.removeprefix(prefix)] = state_dict.pop(key)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def build_head(cfg, input_shape: dict[str, ShapeSpec], key: str = "NAME") -> nn.Module:

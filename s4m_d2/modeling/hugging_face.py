@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from detectron2.modeling import ResNet
 from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError, first_names
-from s4m_d2.modeling.backbones.weight_names import Table, renamed
+from s4m_d2.modeling.timm_backbone import renamed
 
 TOLERANCE = 1e-4  # of logits, as a share of the largest one if that is above 1
 _SIZE = 224, 352  # of the random image that is compared: no multiples of Swin's windows
@@ -24,7 +24,7 @@ _STAGES = ["stage1", "stage2", "stage3", "stage4"]
 _INSTALL = "--format transformers needs the packages: pip install transformers safetensors"
 
 # Patterns and replacements, applied in this order; <a b c> are the thirds of one weight.
-_HEAD_NAMES: Table = {
+_HEAD_NAMES = {
     r"^criterion\.": "criterion.",
     r"^sem_seg_head\.pixel_decoder\.": "model.pixel_level_module.decoder.",
     r"\.transformer\.(level_embed|encoder)": r".\1",
@@ -49,24 +49,18 @@ _HEAD_NAMES: Table = {
     r"\.decoder_norm\.": ".decoder.layernorm.",
     r"\.mask_embed\.layers\.(\d)\.": r".decoder.mask_predictor.mask_embedder.\1.0.",
 }
-_BACKBONE_NAMES: Table = {
+_BACKBONE_NAMES = {
     r"^backbone\.(net\.)?": "model.pixel_level_module.encoder.",
     # ResNet
     r"\.stem\.conv1\.": ".embedder.embedder.",
-    r"\.res(\d)\.(\d+)\.conv(\d)\.": lambda m: (
-        f".encoder.stages.{int(m[1]) - 2}.layers.{m[2]}.layer.{int(m[3]) - 1}."
-    ),
-    r"\.res(\d)\.(\d+)\.shortcut\.": lambda m: (
-        f".encoder.stages.{int(m[1]) - 2}.layers.{m[2]}.shortcut."
-    ),
+    **{rf"\.res{i + 2}\.(\d+)\.": rf".encoder.stages.{i}.layers.\1." for i in range(4)},
+    **{rf"\.conv{i + 1}\.": f".layer.{i}." for i in range(3)},
     r"(embedder|layer\.\d|shortcut)\.weight$": r"\1.convolution.weight",
     r"(embedder|layer\.\d|shortcut)\.norm\.": r"\1.normalization.",
     # Swin
     r"\.patch_embed\.proj\.": ".embeddings.patch_embeddings.projection.",
     r"\.patch_embed\.norm\.": ".embeddings.norm.",
-    r"encoder\.layers\.(\d)\.downsample\.": lambda m: (
-        f"encoder.encoder.layers.{int(m[1]) - 1}.downsample."
-    ),
+    **{rf"(encoder\.layers\.){i + 1}(\.downsample\.)": rf"\g<1>{i}\2" for i in range(3)},
     r"module\.encoder\.layers\.": "module.encoder.encoder.layers.",
     r"\.norm1\.": ".layernorm_before.",
     r"\.norm2\.": ".layernorm_after.",
@@ -75,7 +69,7 @@ _BACKBONE_NAMES: Table = {
     r"\.attn\.proj\.": ".attention.output.dense.",
     r"\.mlp\.fc1\.": ".intermediate.dense.",
     r"\.mlp\.fc2\.": ".output.dense.",
-    r"\.norms\.res(\d)\.": lambda m: f".hidden_states_norms.stage{int(m[1]) - 1}.",
+    **{rf"\.norms\.res{i + 2}\.": f".hidden_states_norms.stage{i + 1}." for i in range(4)},
 }
 _FIRST_LAYER = r"(embedder\.embedder\.convolution|patch_embeddings\.projection)\.weight$"
 
@@ -89,11 +83,8 @@ def save_pretrained(model: Any, folder: str, names: Sequence[str], edges: tuple[
         names: of the classes.
         edges: shortest edge and longest edge to which images are resized, px.
 
-    Returns:
-        the largest differences of class and mask logits between both models on a random image.
-
-    Raises:
-        ConfigError: packages are missing, or Hugging Face's model cannot be the same.
+    Returns the largest differences of class and mask logits between both models on a random image.
+    ConfigError: packages are missing, or Hugging Face's model cannot be the same.
     """
     try:
         from safetensors.torch import save_file
@@ -179,22 +170,17 @@ def _backbone_config(backbone: Any) -> Any:
 
 def _renamed(model: Any) -> dict[str, Tensor]:
     """The model's weights by Hugging Face's names; the first layer takes RGB."""
-    state = {}
+    state: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
-        names = _BACKBONE_NAMES if name.startswith("backbone.") else _HEAD_NAMES
-        for new, part in _thirds(renamed(name, names), value):
-            is_bgr = model.input_format == "BGR" and re.search(_FIRST_LAYER, new)
-            state[new] = (part.flip(1) if is_bgr else part).clone().contiguous()
-    return state
-
-
-def _thirds(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
-    found = re.search(r"<(\w+) (\w+) (\w+)>", name)
-    if not found:
-        yield name, value
-        return
-    for word, part in zip(found.groups(), value.chunk(3), strict=True):
-        yield name.replace(found[0], word), part
+        new = renamed(name, _BACKBONE_NAMES if name.startswith("backbone.") else _HEAD_NAMES)
+        if model.input_format == "BGR" and re.search(_FIRST_LAYER, new):
+            value = value.flip(1)
+        if thirds := re.search(r"<(\w+) (\w+) (\w+)>", new):
+            parts = zip(thirds.groups(), value.chunk(3), strict=True)
+            state |= {new.replace(thirds[0], word): part for word, part in parts}
+        else:
+            state[new] = value
+    return {name: value.clone().contiguous() for name, value in state.items()}
 
 
 @torch.no_grad()
@@ -214,14 +200,11 @@ def _checked(model: Any, folder: str) -> str:
         )
     image = torch.randn(1, 3, *_SIZE, generator=torch.Generator().manual_seed(0))
     theirs = loaded.eval()(pixel_values=image)
-    ours = model.sem_seg_head(
-        model.backbone(image if model.input_format == "RGB" else image.flip(1))
-    )
+    view = image if model.input_format == "RGB" else image.flip(1)
+    ours = model.sem_seg_head(model.backbone(view))
+    logits = {"pred_logits": theirs.class_queries_logits, "pred_masks": theirs.masks_queries_logits}
     differences = []
-    for key, found in (
-        ("pred_logits", theirs.class_queries_logits),
-        ("pred_masks", theirs.masks_queries_logits),
-    ):
+    for key, found in logits.items():
         of_queries = (ours[key] - found).abs().flatten(2).amax(2)
         differences.append(float(of_queries.max()))
         # The median: rounding can move a cell of a query's attention (docs/method.md, Rounding).

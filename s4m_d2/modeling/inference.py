@@ -10,9 +10,9 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from s4m_d2.modeling.transformer_decoder import resize
+from s4m_d2.modeling.pixel_decoder import resize
 from s4m_d2.semi.filters import are_duplicates
-from s4m_d2.structures import RLEMasks, encode_masks, mask_boxes
+from s4m_d2.structures import RLEMasks, encode_masks, mask_areas, mask_boxes
 from s4m_d2.transfers import to_device, to_host
 
 CHUNK_PIXELS = 1 << 24  # mask pixels that are upsampled together: 64 MiB of float32
@@ -40,9 +40,8 @@ def instance_inference(
     Args:
         pred_logits: (Q, K + 1), the last class being "no object".
         pred_masks: (Q, h, w) logits over the padded image.
-        padded_size: (H, W) of the network's input.
-        image_size: (H, W) of the content, at the top left of the input.
-        output_size: (H, W) of the result.
+        padded_size, image_size, output_size: (H, W) of the network's input, of the content at its
+            top left, and of the result.
         max_instances: maximum number of pairs.
         duplicate_iou: of pairs of one class whose masks, at (h, w), have a larger IoU only the
             one with the highest score is kept; 1.0: all are.
@@ -53,9 +52,13 @@ def instance_inference(
         bool, or :class:`RLEMasks`; ``pred_boxes`` (the masks' extents; zeros for an empty mask),
         ``scores``, ``pred_classes``.
     """
-    class_scores, queries, classes = _best_pairs(
-        pred_logits, pred_masks, max_instances, duplicate_iou
-    )
+    class_scores, queries, classes = best_pairs(pred_logits, max_instances)
+    if duplicate_iou < 1.0:
+        logits = pred_masks[queries]
+        inside = logits > 0
+        scores = class_scores * _certainty(logits.sigmoid_(), inside)
+        kept = ~are_duplicates(inside, scores, duplicate_iou, classes)
+        class_scores, queries, classes = class_scores[kept], queries[kept], classes[kept]
     sizes = padded_size, image_size, output_size
     masks, boxes, mask_scores = _masks(pred_masks, queries, sizes, rle_masks)
     return Instances(
@@ -67,21 +70,11 @@ def instance_inference(
     )
 
 
-def _best_pairs(
-    pred_logits: Tensor, pred_masks: Tensor, max_instances: int, duplicate_iou: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Class probability, query and class, (n,) each, of the pairs that are kept, best first."""
+def best_pairs(pred_logits: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Class probability, query and class, (n,) each, of the best pairs, best first."""
     probabilities = pred_logits.float().softmax(-1)[:, :-1]
-    count = min(max_instances, probabilities.numel())
-    class_scores, pairs = probabilities.flatten().topk(count)
-    queries, classes = pairs // probabilities.shape[1], pairs % probabilities.shape[1]
-    if duplicate_iou < 1.0:
-        logits = pred_masks[queries]
-        masks = logits > 0
-        scores = class_scores * _certainty(logits.sigmoid_(), masks)
-        kept = ~are_duplicates(masks, scores, duplicate_iou, classes)
-        class_scores, queries, classes = class_scores[kept], queries[kept], classes[kept]
-    return class_scores, queries, classes
+    scores, pairs = probabilities.flatten().topk(min(most, int(probabilities.numel())))
+    return scores, pairs // probabilities.shape[1], pairs % probabilities.shape[1]
 
 
 def largest_components(mask_logits: Tensor) -> Tensor:
@@ -139,7 +132,4 @@ def _masks(
 
 def _certainty(probabilities: Tensor, masks: Tensor) -> Tensor:
     """(N,) mean probability inside (N, H, W) masks; the probabilities are overwritten."""
-    # In place, and without arithmetic on bool, which copies a whole mask to a wider type first.
-    inside = probabilities.masked_fill_(~masks, 0).sum((1, 2))
-    areas = torch.stack([mask.count_nonzero() for mask in masks])
-    return inside / (areas + _EPS)
+    return probabilities.masked_fill_(~masks, 0).sum((1, 2)) / (mask_areas(masks) + _EPS)

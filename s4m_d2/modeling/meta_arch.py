@@ -31,21 +31,17 @@ class S4MMaskFormer(nn.Module):
         backbone: Detectron2 backbone.
         sem_seg_head: maps of the backbone -> queries (see MaskFormerHead).
         criterion: L_sup.
-        distillation: L_SD (paper, section 3.2), added in training; None: off. It is a plain
-            attribute, which may be set at any time: its SAM is neither a submodule nor in the
-            state dict.
+        distillation: L_SD (paper, section 3.2), added in training; None: off. A plain attribute,
+            which may be set at any time: its SAM is neither a submodule nor in the state dict.
         pixel_mean, pixel_std: 0..255 units, in the order of ``input_format``.
         input_format: "RGB" or "BGR", the channel order of the samples' images.
         size_divisibility: inputs are padded to multiples of it.
         train_square_size: training batches are padded to squares of this side, px; 0: to the
             largest image.
-        max_instances: instances per image at inference.
-        duplicate_iou: of :func:`instance_inference`.
+        max_instances, duplicate_iou: of :func:`instance_inference`.
         largest_component: keep only the largest component of predicted masks and pseudo-labels.
 
-    Attributes:
-        rle_masks: return masks at inference as :class:`~s4m_d2.structures.RLEMasks`, not as one
-            tensor; may be set at any time (:func:`s4m_d2.evaluation.masks_as_rle`).
+    ``rle_masks``, which may be set at any time, is that of :func:`instance_inference` too.
     """
 
     sem_seg_head: Any  # of the registry: its attributes are the head's, not nn.Module's
@@ -82,9 +78,9 @@ class S4MMaskFormer(nn.Module):
         self.duplicate_iou = duplicate_iou
         self.largest_component = largest_component
         self.rle_masks = False
-        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
-            buffer = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
-            self.register_buffer(name, buffer, persistent=False)
+        mean, std = (torch.tensor(x, dtype=torch.float32) for x in (pixel_mean, pixel_std))
+        self.register_buffer("pixel_mean", mean.view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", std.view(-1, 1, 1), persistent=False)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -111,7 +107,7 @@ class S4MMaskFormer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of the model."""
+        """The model's."""
         return self.pixel_mean.device
 
     def forward(self, batched_inputs: Sequence[Sample]) -> dict[str, Tensor] | list[dict]:
@@ -123,18 +119,16 @@ class S4MMaskFormer(nn.Module):
                 inference optionally "height" and "width", the size of the result.
 
         Returns:
-            in training the weighted losses: ``loss_ce``, ``loss_mask``, ``loss_dice``, the same
-            with ``_i`` for each earlier layer, and ``loss_sd`` with distillation. Otherwise a dict
-            per image with "instances" (see :func:`instance_inference`).
+            in training the losses of :class:`SetCriterion` and, with distillation, ``loss_sd``;
+            otherwise a dict per image with "instances" (see :func:`instance_inference`).
         """
         if self.training:
             return self._losses(batched_inputs)
         found = self.predict_queries(batched_inputs)
         queries = zip(found["pred_logits"], found["pred_masks"], strict=True)
         images = zip(queries, found["image_sizes"], batched_inputs, strict=True)
-        results = []
-        for of_image, size, sample in images:
-            instances = instance_inference(
+        results = [
+            instance_inference(
                 *of_image,
                 padded_size=found["padded_size"],
                 image_size=size,
@@ -143,8 +137,9 @@ class S4MMaskFormer(nn.Module):
                 duplicate_iou=self.duplicate_iou,
                 rle_masks=self.rle_masks,
             )
-            results.append({"instances": instances})
-        return results
+            for of_image, size, sample in images
+        ]
+        return [{"instances": instances} for instances in results]
 
     def predict_queries(self, batched_inputs: Sequence[Sample]) -> dict[str, Any]:
         """Predict all queries of a batch, without selection; annotations are not read.
@@ -154,9 +149,8 @@ class S4MMaskFormer(nn.Module):
             1/4 of its size, ``image_sizes`` [(H, W)] of the contents, ``padded_size`` (H, W).
         """
         images, outputs = self._run(batched_inputs)
-        found = {key: outputs[key] for key in ("pred_logits", "pred_masks")}
-        padded_size = tuple(images.tensor.shape[-2:])
-        return {**found, "image_sizes": images.image_sizes, "padded_size": padded_size}
+        sizes = {"image_sizes": images.image_sizes, "padded_size": tuple(images.tensor.shape[-2:])}
+        return {key: outputs[key] for key in ("pred_logits", "pred_masks")} | sizes
 
     def mask_features(
         self, batched_inputs: Sequence[Sample]
@@ -171,7 +165,7 @@ class S4MMaskFormer(nn.Module):
         return outputs["mask_features"], self._rgb(batched_inputs), images.image_sizes
 
     def _run(self, batched_inputs: Sequence[Sample]) -> tuple[ImageList, dict[str, Any]]:
-        """The padded images, and outputs of the last layer."""
+        """The padded images, and the last layer's outputs."""
         images = self._normalized(batched_inputs)
         outputs = self.sem_seg_head(self.backbone(images.tensor), aux_outputs=False)
         if self.largest_component:
@@ -182,8 +176,7 @@ class S4MMaskFormer(nn.Module):
         images = self._normalized(batched_inputs)
         features, aux_outputs = self.backbone(images.tensor), self.criterion.deep_supervision
         outputs = self.sem_seg_head(features, aux_outputs=aux_outputs)
-        (height, width), num_classes = images.tensor.shape[-2:], self.sem_seg_head.num_classes
-        of_batch = (height, width), num_classes, self.device
+        of_batch = images.tensor.shape[-2:], self.sem_seg_head.num_classes, self.device
         targets = [prepare_target(sample, *of_batch) for sample in batched_inputs]
         generators = sample_generators(batched_inputs, "loss_points", self.device)
         losses = self.criterion(outputs, targets, generators)
@@ -204,14 +197,14 @@ class S4MMaskFormer(nn.Module):
     def _rgb(self, batched_inputs: Sequence[Sample]) -> Tensor:
         """(B, 3, H, W) RGB, 0..255, padded as the network's input."""
         images = [to_device(sample["image"], self.device) for sample in batched_inputs]
-        tensor = self._pad(images).tensor
-        return tensor if self.input_format == "RGB" else tensor.flip(1)
+        padded = self._pad(images).tensor
+        return padded if self.input_format == "RGB" else padded.flip(1)
 
     def _pad(self, images: list[Tensor]) -> ImageList:
         """Pad with zeros at the bottom and right to a common size."""
         square = self.train_square_size if self.training else 0
-        largest = max(max(image.shape[-2:]) for image in images)
-        if square and largest > square:
+        largest = max(side for image in images for side in image.shape[-2:])
+        if 0 < square < largest:
             raise InputError(
                 f"an image of side {largest} does not fit the training square of {square} px; "
                 "raise INPUT.IMAGE_SIZE or use a mapper that crops to it"
@@ -221,7 +214,7 @@ class S4MMaskFormer(nn.Module):
 
 
 def prepare_target(
-    sample: Sample, size: tuple[int, int], num_classes: int, device: torch.device
+    sample: Sample, size: Sequence[int], num_classes: int, device: torch.device
 ) -> dict[str, Tensor]:
     """Make the criterion's target of an image.
 
@@ -236,9 +229,9 @@ def prepare_target(
         ``doubts`` (N, *size).
 
     Raises:
-        InputError: if instances are missing or their masks have another type.
-        DatasetError: if a class id is out of range, or sizes or numbers disagree; it names the
-            file. Ids on a GPU are checked by the matcher, which avoids a synchronization here.
+        InputError: instances are missing, or their masks have another type.
+        DatasetError: a class id is out of range, or sizes or numbers disagree. Ids on a GPU are
+            checked by the matcher, which avoids a synchronization here.
     """
     name = str(sample.get("file_name", sample.get("image_id", "<unnamed image>")))
     if "instances" not in sample:
@@ -257,12 +250,10 @@ def prepare_target(
     target = {"labels": labels, "masks": _masks(instances, sample["image"].shape[-2:], name)}
     fields = instances.get_fields()
     target |= {key: fields[f"gt_{key}"] for key in ("weights", "doubts") if f"gt_{key}" in fields}
-    for key, value in target.items():
-        target[key] = to_device(value, device)
-        if value.ndim == 3:
-            height, width = value.shape[1:]
-            target[key] = F.pad(target[key], (0, size[1] - width, 0, size[0] - height))
-    return target
+    height, width = sample["image"].shape[-2:]
+    padding = 0, size[1] - width, 0, size[0] - height
+    moved = {key: to_device(value, device) for key, value in target.items()}
+    return {key: F.pad(x, padding) if x.ndim == 3 else x for key, x in moved.items()}
 
 
 def _masks(instances: Instances, size: torch.Size, name: str) -> Tensor:
@@ -284,9 +275,8 @@ def _masks(instances: Instances, size: torch.Size, name: str) -> Tensor:
 
 
 def _check_supported(cfg) -> None:
-    test = cfg.MODEL.MASK_FORMER.TEST
-    for key, wanted in (("SEMANTIC_ON", False), ("PANOPTIC_ON", False), ("INSTANCE_ON", True)):
-        expected = f"{wanted}: instance segmentation only"
-        require(f"MODEL.MASK_FORMER.TEST.{key}", test[key], test[key] == wanted, expected)
+    for key, wanted in {"SEMANTIC_ON": False, "PANOPTIC_ON": False, "INSTANCE_ON": True}.items():
+        found, expected = cfg.MODEL.MASK_FORMER.TEST[key], f"{wanted}: instance segmentation only"
+        require(f"MODEL.MASK_FORMER.TEST.{key}", found, found == wanted, expected)
     order = cfg.INPUT.FORMAT
     require("INPUT.FORMAT", order, order in ("RGB", "BGR"), "'RGB' or 'BGR'")

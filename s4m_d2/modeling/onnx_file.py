@@ -27,6 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError
+from s4m_d2.modeling.inference import best_pairs
+from s4m_d2.modeling.pixel_decoder import resize
 
 OPSET = 17  # from 16 on it has grid_sample
 OUTPUTS = ("boxes", "scores", "classes", "masks")
@@ -50,18 +52,15 @@ class _Instances(nn.Module):
         padding = (0, -width % side, 0, -height % side)
         padded = F.pad((pixels - model.pixel_mean) / model.pixel_std, padding)[None]
         found = model.sem_seg_head(model.backbone(padded), aux_outputs=False)
-        probabilities = found["pred_logits"][0].softmax(-1)[:, :-1]
-        count = min(model.max_instances, int(probabilities.numel()))
-        scores, pairs = probabilities.flatten().topk(count)
-        logits = found["pred_masks"][:, pairs // probabilities.shape[1]]
-        logits = F.interpolate(logits, padded.shape[-2:], mode="bilinear", align_corners=False)
+        scores, queries, classes = best_pairs(found["pred_logits"][0], model.max_instances)
+        logits = resize(found["pred_masks"][:, queries], padded.shape[-2:])
         logits = logits[0, :, :height, :width]
         masks = logits > 0
         inside = (logits.sigmoid() * masks).sum((1, 2)) / (masks.sum((1, 2)) + _EPS)
         left, right = _extent(masks.any(1))
         top, bottom = _extent(masks.any(2))
         boxes = torch.stack([left, top, right, bottom], dim=1).float()
-        return boxes, scores * inside, pairs % probabilities.shape[1], masks
+        return boxes, scores * inside, classes, masks
 
 
 def _extent(inside: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,12 +80,8 @@ def write_onnx(model: Any, path: str, names: Sequence[str], edges: tuple[int, in
         names: of the classes, kept as "classes" in the metadata, a JSON list.
         edges: shortest and longest edge to which images are resized, px; in the metadata.
 
-    Returns:
-        what the comparison found.
-
-    Raises:
-        ConfigError: onnx is missing, PyTorch cannot export this model, or the file gives
-            other instances.
+    Returns what the comparison found. ConfigError: onnx is missing, PyTorch cannot export this
+    model, or the file gives other instances.
     """
     try:
         import onnx
@@ -112,8 +107,8 @@ def write_onnx(model: Any, path: str, names: Sequence[str], edges: tuple[int, in
             f"--format onnx: PyTorch cannot export this model: {str(error).splitlines()[0]}"
         ) from error
     content = onnx.load_model_from_string(traced.getvalue())
-    properties = {"classes": json.dumps(list(names)), "resize": json.dumps(edges)}
-    onnx.helper.set_model_props(content, properties)
+    properties = {"classes": list(names), "resize": edges}
+    onnx.helper.set_model_props(content, {k: json.dumps(v) for k, v in properties.items()})
     onnx.save(content, path)
     return _compared(model, path)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from s4m_d2.errors import require
 from s4m_d2.layers import MSDeformAttn, cell_centers, sine_position_encoding
 
+NUM_FEATURE_LEVELS = 3  # feature maps that the transformer decoder attends to in turn
 NUM_GROUPS = 32  # of the group normalization after each input projection
 ENCODER_FEEDFORWARD = 1024  # Mask2Former fixes it for the deformable encoder
 
@@ -28,11 +29,19 @@ def register_if_free(head: type) -> type:
     return head
 
 
-def xavier_fill(conv: nn.Conv2d) -> None:
+def xavier_fill(conv: Conv2d) -> Conv2d:
     """Draw uniform weights with variance 1 / fan-in, zero bias ("XavierFill" in Mask2Former)."""
     nn.init.kaiming_uniform_(conv.weight, a=1)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
+    return conv
+
+
+def resize(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+    """(B, C, H, W) -> (B, C, *size), bilinear; the maps themselves if they have the size."""
+    if maps.shape[-2:] == size:
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 class DeformableEncoderLayer(nn.Module):
@@ -52,11 +61,7 @@ class DeformableEncoderLayer(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
 
     def forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        reference_points: Tensor,
-        level_sizes: list[tuple[int, int]],
+        self, tokens: Tensor, positions: Tensor, reference_points: Tensor, level_sizes: list
     ) -> Tensor:
         """tokens (B, S, C), positions (1, S, C), reference_points (1, S, 2) -> (B, S, C)."""
         attended = self.self_attn(tokens + positions, reference_points, tokens, level_sizes)
@@ -66,7 +71,7 @@ class DeformableEncoderLayer(nn.Module):
 
 
 class MultiScaleEncoder(nn.Module):
-    """Flattens feature maps, adds level embeddings, encodes all cells together, and unflattens."""
+    """Encodes the cells of several maps together; each level has an embedding."""
 
     def __init__(
         self, *, embed_dim: int, num_levels: int, num_layers: int, **layer_args: Any
@@ -82,13 +87,13 @@ class MultiScaleEncoder(nn.Module):
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """[(B, C, H_l, W_l)] -> the same shapes."""
-        device, channels = self.level_embed.device, self.level_embed.shape[1]
         sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
         tokens = torch.cat([feature.flatten(2) for feature in features], dim=2).transpose(1, 2)
-        codes = [sine_position_encoding(size, channels, device=device) for size in sizes]
-        pairs = zip(codes, self.level_embed, strict=True)
-        codes = [(code + embed[:, None, None]).flatten(1) for code, embed in pairs]
-        positions = torch.cat(codes, dim=1).T[None]
+        codes = [
+            sine_position_encoding(size, len(embed), device=tokens.device) + embed[:, None, None]
+            for size, embed in zip(sizes, self.level_embed, strict=True)
+        ]
+        positions = torch.cat([code.flatten(1) for code in codes], dim=1).T[None]
         centers = torch.cat([cell_centers(size, tokens.device) for size in sizes])[None]
         for layer in self.encoder["layers"].children():
             tokens = layer(tokens, positions, centers, sizes)
@@ -104,69 +109,64 @@ class MSDeformAttnPixelDecoder(nn.Module):
 
     Args:
         input_shape: channels and stride of each backbone map.
-        transformer_in_features: names of the maps that go through the encoder.
-        conv_dim: channels inside, a multiple of 32 and of ``transformer_nheads``.
+        encoded: names of the maps that go through the encoder.
+        conv_dim: channels inside, a multiple of 32 and of ``num_heads``.
         mask_dim: channels of the mask features.
         norm: normalization of the pyramid's convolutions, as in ``detectron2.layers.get_norm``.
         common_stride: stride of the mask features.
-        transformer_*: of the encoder: dropout, heads, layers, sampling points per head and level.
+        encoder: its ``dropout``, ``num_heads``, ``num_layers``, ``num_points`` per head and level.
     """
-
-    num_feature_levels = 3  # maps handed to the transformer decoder
 
     @configurable
     def __init__(
         self,
         input_shape: dict[str, ShapeSpec],
         *,
-        transformer_in_features: list[str],
-        transformer_dropout: float,
-        transformer_nheads: int,
-        transformer_enc_layers: int,
-        transformer_num_points: int,
+        encoded: list[str],
         conv_dim: int,
         mask_dim: int,
         norm: str,
         common_stride: int,
+        **encoder: Any,
     ) -> None:
         super().__init__()
-        _check_features(input_shape, transformer_in_features, conv_dim)
-        names = sorted(input_shape, key=lambda name: input_shape[name].stride)
-        encoded = [name for name in names if name in transformer_in_features]
-        finest = input_shape[encoded[0]].stride
-        self.coarse_to_fine = encoded[::-1]
-        self.pyramid_features = [
-            name for name in names[::-1] if common_stride <= input_shape[name].stride < finest
-        ]
+        key, groups = "MODEL.SEM_SEG_HEAD", f"a multiple of {NUM_GROUPS}"
+        require(f"{key}.CONVS_DIM", conv_dim, conv_dim % NUM_GROUPS == 0, groups)
+        strides = {name: shape.stride for name, shape in input_shape.items()}
+        names = sorted(strides, key=strides.__getitem__)
+        self.coarse_to_fine = [name for name in names[::-1] if name in encoded]
+        are_known = 0 < len({*encoded}) == len(self.coarse_to_fine)
+        key += ".DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"
+        require(key, encoded, are_known, f"some of IN_FEATURES {sorted(names)}")
+        finest = strides[self.coarse_to_fine[-1]]
+        fine = [name for name in names if common_stride <= strides[name] < finest]
+        self.pyramid_levels = [*enumerate(fine, start=1)][::-1]
         self.input_proj = nn.ModuleList(
             _input_projection(input_shape[name].channels, conv_dim) for name in self.coarse_to_fine
         )
         self.transformer = MultiScaleEncoder(
             embed_dim=conv_dim,
-            num_levels=len(encoded),
-            num_layers=transformer_enc_layers,
+            num_levels=len(self.coarse_to_fine),
             feedforward_dim=ENCODER_FEEDFORWARD,
-            dropout=transformer_dropout,
-            num_heads=transformer_nheads,
-            num_points=transformer_num_points,
+            **encoder,
         )
-        for index, name in enumerate(self.pyramid_features[::-1], start=1):  # 1: the finest
-            lateral, output = _pyramid_convs(input_shape[name].channels, conv_dim, norm)
-            self.add_module(f"adapter_{index}", lateral)
-            self.add_module(f"layer_{index}", output)
-        self.mask_features = Conv2d(conv_dim, mask_dim, kernel_size=1)
-        xavier_fill(self.mask_features)
+        for number, name in enumerate(fine, start=1):
+            lateral = _pyramid_conv(input_shape[name].channels, conv_dim, 1, norm)
+            output = _pyramid_conv(conv_dim, conv_dim, 3, norm, activation=F.relu)
+            self.add_module(f"adapter_{number}", xavier_fill(lateral))
+            self.add_module(f"layer_{number}", xavier_fill(output))
+        self.mask_features = xavier_fill(Conv2d(conv_dim, mask_dim, kernel_size=1))
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
         head = cfg.MODEL.SEM_SEG_HEAD
         return {
             "input_shape": {name: input_shape[name] for name in head.IN_FEATURES},
-            "transformer_in_features": head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES,
-            "transformer_dropout": cfg.MODEL.MASK_FORMER.DROPOUT,
-            "transformer_nheads": head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS,
-            "transformer_enc_layers": head.TRANSFORMER_ENC_LAYERS,
-            "transformer_num_points": head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS,
+            "encoded": head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES,
+            "dropout": cfg.MODEL.MASK_FORMER.DROPOUT,
+            "num_heads": head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS,
+            "num_layers": head.TRANSFORMER_ENC_LAYERS,
+            "num_points": head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS,
             "conv_dim": head.CONVS_DIM,
             "mask_dim": head.MASK_DIM,
             "norm": head.NORM,
@@ -187,43 +187,20 @@ class MSDeformAttnPixelDecoder(nn.Module):
         with torch.autocast(device_type=device_type, enabled=False):
             pairs = zip(self.input_proj, self.coarse_to_fine, strict=True)
             maps = self.transformer([project(features[name].float()) for project, name in pairs])
-            for index, name in enumerate(self.pyramid_features):
-                number = len(self.pyramid_features) - index
+            for number, name in self.pyramid_levels:
                 lateral = getattr(self, f"adapter_{number}")(features[name].float())
-                size = lateral.shape[-2:]
-                coarse = F.interpolate(maps[-1], size, mode="bilinear", align_corners=False)
+                coarse = resize(maps[-1], lateral.shape[-2:])
                 maps.append(getattr(self, f"layer_{number}")(lateral + coarse))
-            return self.mask_features(maps[-1]), maps[: self.num_feature_levels]
-
-
-def _check_features(
-    input_shape: dict[str, ShapeSpec], transformer_in_features: list[str], conv_dim: int
-) -> None:
-    key = "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"
-    are_known = bool(transformer_in_features) and {*transformer_in_features} <= {*input_shape}
-    expected = f"some of IN_FEATURES {sorted(input_shape)}"
-    require(key, transformer_in_features, are_known, expected)
-    groups = f"a multiple of {NUM_GROUPS}"
-    require("MODEL.SEM_SEG_HEAD.CONVS_DIM", conv_dim, conv_dim % NUM_GROUPS == 0, groups)
+            return self.mask_features(maps[-1]), maps[:NUM_FEATURE_LEVELS]
 
 
 def _input_projection(in_channels: int, conv_dim: int) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, conv_dim, kernel_size=1)
+    conv: Any = nn.Conv2d(in_channels, conv_dim, kernel_size=1)
     nn.init.xavier_uniform_(conv.weight)
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
+    nn.init.zeros_(conv.bias)
     return nn.Sequential(conv, nn.GroupNorm(NUM_GROUPS, conv_dim))
 
 
-def _pyramid_convs(in_channels: int, conv_dim: int, norm: str) -> tuple[Conv2d, Conv2d]:
-    lateral, output = (
-        Conv2d(
-            *(channels, conv_dim, size),
-            **{"padding": size // 2, "bias": norm == "", "norm": get_norm(norm, conv_dim)},
-            activation=activation,
-        )
-        for channels, size, activation in ((in_channels, 1, None), (conv_dim, 3, F.relu))
-    )
-    for conv in (lateral, output):
-        xavier_fill(conv)
-    return lateral, output
+def _pyramid_conv(in_channels: int, channels: int, size: int, norm: str, **options: Any) -> Conv2d:
+    options |= {"bias": norm == "", "norm": get_norm(norm, channels)}
+    return Conv2d(in_channels, channels, size, padding=size // 2, **options)

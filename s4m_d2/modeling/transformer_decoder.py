@@ -11,17 +11,14 @@ from torch import Tensor, nn
 
 from s4m_d2.errors import require
 from s4m_d2.layers import sine_position_encoding
-from s4m_d2.modeling.pixel_decoder import xavier_fill
+from s4m_d2.modeling.pixel_decoder import NUM_FEATURE_LEVELS, resize, xavier_fill
 
 TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_DECODER")
 TRANSFORMER_DECODER_REGISTRY.__doc__ = """
-Transformer decoders, selected by ``MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME``.
-
-A decoder is called with ``(cfg, in_channels)`` and maps (feature maps from coarse to fine, mask
-features) to ``pred_logits``, ``pred_masks`` and ``aux_outputs``.
+Transformer decoders, called with ``(cfg, in_channels)``, of MODEL.MASK_FORMER's
+TRANSFORMER_DECODER_NAME. They map (feature maps from coarse to fine, mask features) to
+``pred_logits``, ``pred_masks`` and ``aux_outputs``.
 """
-
-NUM_FEATURE_LEVELS = 3  # feature maps that the layers attend to in turn
 
 
 class SelfAttentionLayer(nn.Module):
@@ -127,11 +124,9 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.num_layers = dec_layers
-        self.transformer_self_attention_layers = nn.ModuleList(
-            SelfAttentionLayer(hidden_dim, nheads) for _ in range(dec_layers)
-        )
-        self.transformer_cross_attention_layers = nn.ModuleList(
-            CrossAttentionLayer(hidden_dim, nheads) for _ in range(dec_layers)
+        self.transformer_self_attention_layers, self.transformer_cross_attention_layers = (
+            nn.ModuleList(kind(hidden_dim, nheads) for _ in range(dec_layers))
+            for kind in (SelfAttentionLayer, CrossAttentionLayer)
         )
         self.transformer_ffn_layers = nn.ModuleList(
             FFNLayer(hidden_dim, dim_feedforward) for _ in range(dec_layers)
@@ -142,7 +137,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         self.level_embed = nn.Embedding(NUM_FEATURE_LEVELS, hidden_dim)
         project = in_channels != hidden_dim or enforce_input_project
         self.input_proj = nn.ModuleList(
-            _projection(in_channels, hidden_dim) if project else nn.Identity()
+            xavier_fill(Conv2d(in_channels, hidden_dim, 1)) if project else nn.Identity()
             for _ in range(NUM_FEATURE_LEVELS)
         )
         self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
@@ -151,9 +146,9 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
     @classmethod
     def from_config(cls, cfg, in_channels: int) -> dict:
         former = cfg.MODEL.MASK_FORMER
-        layers, is_post_norm = former.DEC_LAYERS, not former.PRE_NORM
-        require("MODEL.MASK_FORMER.PRE_NORM", former.PRE_NORM, is_post_norm, "False")
-        require("MODEL.MASK_FORMER.DEC_LAYERS", layers, layers >= 1, "1 or more")
+        key, layers = "MODEL.MASK_FORMER", former.DEC_LAYERS
+        require(f"{key}.PRE_NORM", former.PRE_NORM, not former.PRE_NORM, "False")
+        require(f"{key}.DEC_LAYERS", layers, layers >= 1, "1 or more")
         return {
             "in_channels": in_channels,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
@@ -161,7 +156,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             "num_queries": former.NUM_OBJECT_QUERIES,
             "nheads": former.NHEADS,
             "dim_feedforward": former.DIM_FEEDFORWARD,
-            "dec_layers": former.DEC_LAYERS - 1,
+            "dec_layers": layers - 1,
             "mask_dim": cfg.MODEL.SEM_SEG_HEAD.MASK_DIM,
             "enforce_input_project": former.ENFORCE_INPUT_PROJ,
         }
@@ -182,15 +177,14 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         Returns:
             ``pred_logits`` (B, Q, num_classes + 1), the last class being "no object";
             ``pred_masks`` (B, Q, h, w), logits; ``aux_outputs``, dicts with the same two entries
-            for the learnable queries and every layer but the last (empty if ``aux_outputs`` is
-            False).
+            for the learnable queries and every layer but the last, or [].
         """
         sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
-        cells, cell_positions = self._flatten(features)
-        batch = len(mask_features)
-        queries = self.query_feat.weight.expand(batch, -1, -1)
-        query_positions = self.query_embed.weight.expand(batch, -1, -1)
-
+        cells, cell_positions = self._flatten(features, sizes)
+        queries, query_positions = (
+            embedding.weight.expand(len(mask_features), -1, -1)
+            for embedding in (self.query_feat, self.query_embed)
+        )
         normed = self.decoder_norm(queries)
         auxiliary = []
         small = [] if aux_outputs else self._small_features(mask_features, sizes)
@@ -212,17 +206,13 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             "aux_outputs": auxiliary,
         }
 
-    def _flatten(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def _flatten(self, features: list[Tensor], sizes: list) -> tuple[list[Tensor], list[Tensor]]:
         """Per level: cells (B, S, C) with the level's embedding, and their positions (1, S, C)."""
-        cells, positions = [], []
-        for feature, projection, embed in zip(
-            features, self.input_proj, self.level_embed.weight, strict=True
-        ):
-            cells.append(projection(feature).flatten(2).transpose(1, 2) + embed)
-            size = (feature.shape[-2], feature.shape[-1])
-            code = sine_position_encoding(size, len(embed), device=feature.device)
-            positions.append(code.flatten(1).T[None])
-        return cells, positions
+        levels = zip(features, self.input_proj, self.level_embed.weight, strict=True)
+        cells = [project(x).flatten(2).transpose(1, 2) + embed for x, project, embed in levels]
+        channels, device = self.level_embed.embedding_dim, cells[0].device
+        codes = [sine_position_encoding(size, channels, device=device) for size in sizes]
+        return cells, [code.flatten(1).T[None] for code in codes]
 
     def _small_features(self, mask_features: Tensor, sizes: list) -> list[Tensor]:
         """Mask features at each level's size; empty if resizing each layer's masks is less work."""
@@ -234,30 +224,11 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
     def _predict_masks(self, normed: Tensor, mask_features: Tensor) -> Tensor:
         return torch.einsum("bqc,bchw->bqhw", self.mask_embed(normed), mask_features)
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        """Accept the name of the learnable queries in early Mask2Former checkpoints."""
-        if (old := f"{prefix}static_query.weight") in state_dict:
-            state_dict[f"{prefix}query_feat.weight"] = state_dict.pop(old)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) -> (B, C, *size), bilinear; the maps themselves if they have the size."""
-    if maps.shape[-2:] == size:
-        return maps
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
-
 
 def _attention_mask(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, Q, S) bool from mask logits: True outside the mask; all False if the mask is empty."""
     blocked = resize(masks.detach(), size).flatten(2) < 0
     return blocked & ~blocked.all(dim=-1, keepdim=True)
-
-
-def _projection(in_channels: int, hidden_dim: int) -> Conv2d:
-    conv = Conv2d(in_channels, hidden_dim, kernel_size=1)
-    xavier_fill(conv)
-    return conv
 
 
 def _xavier_matrices(module: nn.Module) -> None:

@@ -2,13 +2,19 @@
 
 import pytest
 import torch
+from benchmarking.plain import deformable_sampling as level_by_level
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from level_by_level import level_by_level, random_inputs, with_gradients
+from sampling_cases import (
+    SIZES,
+    check_broken_location,
+    check_nothing_to_look_up,
+    random_inputs,
+    with_gradients,
+)
 
 from s4m_d2.layers import MSDeformAttn, deform_attn_plain, deformable_sampling
 
-SIZES = [(2, 3), (1, 1), (4, 5)]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -95,25 +101,12 @@ def test_nothing_but_the_inputs_is_kept_for_the_backward():
 
 @pytest.mark.parametrize("broken", [float("nan"), -float("inf")])
 def test_a_broken_location_spoils_its_own_query_at_most(broken):
-    value, locations, weights = random_inputs(SIZES, dtype=torch.float32)
-    locations[1, 2, 1, 0, 1, 0] = broken
-    grad = torch.ones(2, 5, 6)
-    actual = with_gradients(deformable_sampling, value, SIZES, locations, weights, grad)
-    spoiled = torch.zeros(2, 5, 6, dtype=torch.bool)
-    spoiled[1, 2, 3:] = broken != broken  # NaN shows; what is infinitely far away is outside
-    assert torch.equal(actual[0].isnan(), spoiled)
-    assert actual[1][0].isfinite().all() and actual[1][1, :, 0].isfinite().all()
-    assert actual[2][0].isfinite().all() and actual[3][0].isfinite().all()
+    check_broken_location(deformable_sampling, broken, "cpu")
 
 
 @pytest.mark.parametrize(("batch", "queries"), [(0, 3), (2, 0)])
 def test_nothing_to_look_up(batch, queries):
-    inputs = random_inputs(SIZES, batch=batch, queries=queries)
-    grad = torch.zeros(batch, queries, 6)
-    output, *grads = with_gradients(deformable_sampling, inputs[0], SIZES, *inputs[1:], grad)
-    assert output.shape == grad.shape
-    for tensor, gradient in zip(inputs, grads, strict=True):
-        assert torch.equal(gradient, torch.zeros_like(tensor))
+    check_nothing_to_look_up(deformable_sampling, batch, queries, "cpu")
 
 
 def test_autocast_changes_the_projections_only():

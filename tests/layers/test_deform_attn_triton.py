@@ -11,7 +11,14 @@ import sys
 
 import pytest
 import torch
-from level_by_level import level_by_level, random_inputs, with_gradients
+from benchmarking.plain import deformable_sampling as level_by_level
+from sampling_cases import (
+    SIZES,
+    check_broken_location,
+    check_nothing_to_look_up,
+    random_inputs,
+    with_gradients,
+)
 
 from s4m_d2.layers import deformable_sampling, ms_deform_attn
 
@@ -21,7 +28,6 @@ from s4m_d2.layers import deform_attn_triton as kernels  # noqa: E402
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICES = ["cpu"] if INTERPRETED else [pytest.param("cuda", marks=pytest.mark.gpu)]
 on_device = pytest.mark.parametrize("device", DEVICES)
-SIZES = [(2, 3), (1, 1), (4, 5)]
 SHAPES = {
     "one cell": ([(1, 1)], dict(batch=1, queries=4, heads=1, channels=1, points=3)),
     "odd sizes": (SIZES, dict(batch=2, queries=7, heads=3, channels=5, points=1)),
@@ -91,25 +97,13 @@ def test_deterministic_backward_is_the_same_again_also_of_views_with_strides(dev
 @on_device
 @pytest.mark.parametrize("broken", [float("nan"), -float("inf")])
 def test_a_broken_location_spoils_its_own_query_at_most(broken, device):
-    (value, sizes, locations, weights, grad), _ = random_case("odd sizes", device)
-    locations[1, 2, 1, 0, 0, 0] = broken
-    output, *grads = with_gradients(sample, value, sizes, locations, weights, grad)
-    spoiled = torch.zeros(2, 7, 3, 5, dtype=torch.bool)
-    spoiled[1, 2, 1] = broken != broken  # NaN shows; what is infinitely far away is outside
-    assert torch.equal(output.isnan().cpu(), spoiled.flatten(2))
-    assert all(gradient[0].isfinite().all() for gradient in grads)
+    check_broken_location(sample, broken, device)
 
 
 @on_device
 @pytest.mark.parametrize(("batch", "queries"), [(0, 3), (2, 0)])
 def test_nothing_to_look_up(batch, queries, device):
-    inputs = [x.to(device) for x in random_inputs(SIZES, batch=batch, queries=queries)]
-    inputs = [tensor.float() for tensor in inputs]
-    grad = torch.zeros(batch, queries, 6, device=device)
-    output, *grads = with_gradients(sample, inputs[0], SIZES, *inputs[1:], grad)
-    assert output.shape == grad.shape
-    for tensor, gradient in zip(inputs, grads, strict=True):
-        assert torch.equal(gradient, torch.zeros_like(tensor))
+    check_nothing_to_look_up(sample, batch, queries, device)
 
 
 @pytest.mark.gpu

@@ -22,23 +22,24 @@ def make_criterion(num_classes, num_points, **changes):
     return SetCriterion(**options | changes)
 
 
-def random_layers(batch, queries, classes, count=1, seed=0):
-    """Outputs of ``count`` layers, masks of 8 x 12."""
+def random_layers(batch, queries, classes, count=1, seed=0, *, size=(8, 12), scale=4.0):
+    """Outputs of ``count`` layers."""
     rng = seeded(seed)
     return [
         {
             "pred_logits": torch.randn(batch, queries, classes + 1, generator=rng),
-            "pred_masks": torch.randn(batch, queries, 8, 12, generator=rng) * 4,
+            "pred_masks": torch.randn(batch, queries, *size, generator=rng) * scale,
         }
         for _ in range(count)
     ]
 
 
-def random_targets(counts, classes, seed=100):
-    """So many instances of each image, masks of 16 x 24."""
+def random_targets(counts, classes, seed=100, *, size=(16, 24)):
+    """So many instances of each image; masks of random pixels, few or many."""
     found = []
     for number, count in enumerate(counts):
         rng = seeded(seed + number)
         labels = torch.randint(classes, (count,), generator=rng)
-        found.append({"labels": labels, "masks": torch.rand(count, 16, 24, generator=rng) > 0.6})
+        masks = torch.rand(count, *size, generator=rng) < torch.rand(1, generator=rng)
+        found.append({"labels": labels, "masks": masks})
     return found

@@ -102,12 +102,7 @@ def test_masks_of_all_queries_that_are_not_finite_make_the_mask_losses_so(value)
 
 
 def match(queries, instances, change=None, costs=None):
-    """The matched queries of a random image, and their instances, in one layer.
-
-    Args:
-        change: of the outputs.
-        costs: in the place of the matcher's.
-    """
+    """Matched queries and instances of a random image; ``costs``: in the place of the matcher's."""
     [outputs], [target] = random_layers(1, queries, CLASSES), random_targets([instances], CLASSES)
     matcher = make_criterion(CLASSES, POINTS).matcher
     if change is not None:

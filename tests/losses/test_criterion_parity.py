@@ -18,7 +18,7 @@ from literal_losses import (
     criterion,
     loss_points,
 )
-from problems import make_criterion
+from problems import make_criterion, random_layers, random_targets
 from seeds import generators
 
 from s4m_d2.losses import mask_losses, matcher
@@ -46,26 +46,15 @@ cases = st.fixed_dictionaries(
 
 
 def make_problem(case):
-    """Outputs and targets as the criterion takes them; masks of random pixels, some empty."""
+    """Outputs and targets as the criterion takes them."""
+    sizes = len(case.instances), case.queries, case.classes, case.layers, case.seed
+    layers = random_layers(*sizes, size=case.grid, scale=case.scale)
+    for layer in layers:
+        for values in layer.values():
+            values.requires_grad_()
+    outputs = {**layers[0], "aux_outputs": layers[1:]}
+    targets = random_targets(case.instances, case.classes, case.seed, size=case.frame)
     rng = np.random.default_rng(case.seed)
-    batch = len(case.instances)
-
-    def layer():
-        logits = rng.normal(size=(batch, case.queries, case.classes + 1)) * 2
-        masks = rng.normal(size=(batch, case.queries, *case.grid)) * case.scale
-        return {
-            "pred_logits": torch.from_numpy(logits).float().requires_grad_(),
-            "pred_masks": torch.from_numpy(masks).float().requires_grad_(),
-        }
-
-    outputs = {**layer(), "aux_outputs": [layer() for _ in range(case.layers - 1)]}
-    targets = [
-        {
-            "labels": torch.from_numpy(rng.integers(case.classes, size=count)),
-            "masks": torch.from_numpy(rng.random((count, *case.frame)) < rng.random()),
-        }
-        for count in case.instances
-    ]
     # Of weight 0 not all queries of a layer: it has no mean then.
     least = 0.0 if case.queries > max(case.instances) else 0.1
     for target in targets if case.weighted else ():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from s4m_d2.modeling.backbones.timm_backbone import SimpleFeaturePyramid, resize_to_grid
+from s4m_d2.modeling.timm_backbone import SimpleFeaturePyramid, resize_to_grid
 
 
 def test_a_patch_covers_a_whole_stride_of_the_image():

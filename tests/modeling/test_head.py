@@ -4,7 +4,7 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 
-from s4m_d2.modeling import MaskFormerHead, MSDeformAttnPixelDecoder
+from s4m_d2.modeling import MSDeformAttnPixelDecoder
 from s4m_d2.modeling.pixel_decoder import register_if_free
 
 SHAPES = {
@@ -44,18 +44,3 @@ def test_a_name_that_is_taken_stays_with_its_owner():
     taken = type("MaskFormerHead", (), {})
     assert register_if_free(taken) is taken
     assert SEM_SEG_HEADS_REGISTRY.get("MaskFormerHead") is owner
-
-
-def test_early_checkpoints_load_strictly(make_tiny_model):
-    """Before the pixel decoder had its own level, and when the queries were called static."""
-    head = make_tiny_model().sem_seg_head
-    old = {
-        key.removeprefix("pixel_decoder.").replace("query_feat", "static_query"): value + 1
-        for key, value in head.state_dict().items()
-    }
-    assert "predictor.static_query.weight" in old and "mask_features.weight" in old
-    expected = {key: value + 1 for key, value in head.state_dict().items()}
-    assert isinstance(head, MaskFormerHead)
-    head.load_state_dict(old)
-    for key, value in head.state_dict().items():
-        assert torch.equal(value, expected[key])

@@ -152,25 +152,19 @@ def test_config_builds_the_distillation_around_the_configured_sam(make_tiny_cfg,
     assert build_model(make_tiny_cfg()).distillation is None
 
 
-def test_large_scale_jitter_batches_are_squares_in_training_only(make_tiny_model, make_sample):
-    model = make_tiny_model(
-        "INPUT.DATASET_MAPPER_NAME", "coco_instance_lsj", "INPUT.IMAGE_SIZE", 96
-    )
+def test_batches_are_squares_or_multiples_of_the_divisibility(make_tiny_model, make_sample):
+    """With large-scale jitter, and in training only, squares."""
+    jitter = ("INPUT.DATASET_MAPPER_NAME", "coco_instance_lsj", "INPUT.IMAGE_SIZE", 96)
+    model = make_tiny_model(*jitter, "MODEL.MASK_FORMER.SIZE_DIVISIBILITY", 48)
     model.distillation = RecordingDistillation()
     model.train()([make_sample(40, 70, [1])])
     assert model.distillation.images.shape == (1, 3, 96, 96)
     with pytest.raises(InputError, match="INPUT.IMAGE_SIZE"):
         model([make_sample(40, 100, [1])])
     with torch.no_grad():
-        assert model.eval().predict_queries([make_sample(40, 100)])["padded_size"] == (64, 128)
-
-
-def test_predict_queries_pads_to_the_size_divisibility(make_tiny_model, make_sample):
-    model = make_tiny_model("MODEL.MASK_FORMER.SIZE_DIVISIBILITY", 64).eval()
-    with torch.no_grad():
-        found = model.predict_queries([make_sample(60, 70)])
-    assert found["padded_size"] == (64, 128) and found["image_sizes"] == [(60, 70)]
-    assert found["pred_masks"].shape == (1, 20, 16, 32)
+        found = model.eval().predict_queries([make_sample(40, 100)])
+    assert found["padded_size"] == (48, 144) and found["image_sizes"] == [(40, 100)]
+    assert found["pred_masks"].shape == (1, 20, 12, 36)
 
 
 SIZE = (6, 10)  # of targets

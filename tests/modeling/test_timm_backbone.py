@@ -145,35 +145,26 @@ def test_norms_and_embeddings_are_not_decayed_and_the_backbone_learns_slowly(mak
         assert decay == (0.0 if key in undecayed else 0.05), key
 
 
-def test_pretrained_weights_are_read_unless_the_config_names_others(build, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    options = ("MODEL.TIMM.PRETRAINED", True)
-    with pytest.raises(WeightsError, match=r"s4m_vit14.*MODEL\.WEIGHTS"):
-        build("s4m_vit14", *options)
-    build("s4m_vit14", *options, "MODEL.WEIGHTS", "output/model_final.pth")  # nothing to fetch
-    torch.manual_seed(1)
-    known = timm.create_model("s4m_vit14", num_classes=0)
-    torch.save(known.state_dict(), tiny_timm.VIT_FILE)
-    loaded = build("s4m_vit14", *options).net.state_dict()
-    assert all(torch.equal(value, loaded[key]) for key, value in known.state_dict().items())
-
-
-def test_colors_other_than_the_pretrained_model_s_are_reported(
+def test_pretrained_weights_are_read_and_other_colors_reported(
     build, tmp_path, monkeypatch, caplog
 ):
     monkeypatch.chdir(tmp_path)
-    known = timm.create_model("s4m_vit14", num_classes=0)
-    torch.save(known.state_dict(), tiny_timm.VIT_FILE)
-    logger = "s4m_d2.modeling.backbones.timm_backbone"
+    options = ("s4m_vit14", "MODEL.TIMM.PRETRAINED", True)
+    with pytest.raises(WeightsError, match=r"s4m_vit14.*MODEL\.WEIGHTS"):
+        build(*options)
+    build(*options, "MODEL.WEIGHTS", "output/model_final.pth")  # nothing to fetch
+    torch.manual_seed(1)
+    known = timm.create_model("s4m_vit14", num_classes=0).state_dict()
+    torch.save(known, tiny_timm.VIT_FILE)
     monkeypatch.setattr(logging.getLogger("s4m_d2"), "propagate", True)
-    options = ("MODEL.TIMM.PRETRAINED", True)
-    with caplog.at_level(logging.WARNING, logger=logger):
-        build("s4m_vit14", *options)
-        mean = [103.53, 116.28, 123.675]
-        build("s4m_vit14", *options, "INPUT.FORMAT", "BGR", "MODEL.PIXEL_MEAN", mean,
-              "MODEL.PIXEL_STD", [57.375, 57.12, 58.395])  # fmt: skip
+    with caplog.at_level(logging.WARNING, logger="s4m_d2.modeling.timm_backbone"):
+        loaded = build(*options).net.state_dict()
+        assert all(torch.equal(value, loaded[key]) for key, value in known.items())
+        mean = ("MODEL.PIXEL_MEAN", [103.53, 116.28, 123.675])
+        std = ("MODEL.PIXEL_STD", [57.375, 57.12, 58.395])
+        build(*options, "INPUT.FORMAT", "BGR", *mean, *std)
         assert not caplog.records
-        build("s4m_vit14", *options, "MODEL.PIXEL_MEAN", mean)
+        build(*options, *mean)
     assert "MODEL.PIXEL_MEAN" in caplog.text and "123.675" in caplog.text
 
 

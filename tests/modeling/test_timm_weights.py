@@ -10,7 +10,7 @@ from tiny_timm import SWIN_CHANNELS, SWIN_DEPTHS, SWIN_HEADS, SWIN_WINDOW
 
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.errors import WeightsError
-from s4m_d2.modeling.backbones.weight_names import (
+from s4m_d2.modeling.timm_backbone import (
     ADDED_LAYERS,
     to_mask2former_names,
     to_own_names,

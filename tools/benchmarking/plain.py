@@ -159,18 +159,20 @@ def deformable_sampling(
     levels, points) -> (B, Q, heads * C).
     """
     dtype = value.dtype
+    kind = torch.promote_types(dtype, torch.float32)
+    value, locations, weights = value.to(kind), locations.to(kind), weights.to(kind)
     batch, _, heads, channels = value.shape
     queries = locations.shape[1]
     read, start = [], 0
     for level, (height, width) in enumerate(level_sizes):
-        cells = value[:, start : start + height * width].float()
+        cells = value[:, start : start + height * width]
         start += height * width
         maps = cells.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
-        grid = 2 * locations[:, :, :, level].float() - 1  # B, Q, heads, points, 2
+        grid = 2 * locations[:, :, :, level] - 1  # B, Q, heads, points, 2
         grid = grid.permute(0, 2, 1, 3, 4).reshape(batch * heads, queries, -1, 2)
         read.append(F.grid_sample(maps, grid, align_corners=False))
     sampled = torch.stack(read, dim=3)  # B·heads, C, Q, levels, points
-    factors = weights.float().permute(0, 2, 1, 3, 4).flatten(0, 1)[:, None]
+    factors = weights.permute(0, 2, 1, 3, 4).flatten(0, 1)[:, None]
     mixed = (sampled * factors).sum(dim=(3, 4)).view(batch, heads * channels, queries)
     return mixed.transpose(1, 2).to(dtype)
 

@@ -13,7 +13,7 @@ from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 from torch import Tensor
 
 from s4m_d2.errors import WeightsError, first_names
-from s4m_d2.modeling.backbones.weight_names import ADDED_LAYERS, BACKBONE, to_own_names
+from s4m_d2.modeling.timm_backbone import ADDED_LAYERS, BACKBONE, to_own_names
 
 #: The two models of a semi-supervised run, and the prefixes of their names in the checkpoints of
 #: Guided Distillation and S4M.

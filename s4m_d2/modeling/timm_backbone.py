@@ -1,10 +1,13 @@
-"""Any timm model as a Detectron2 backbone with the maps res2 to res5.
+"""Any timm model as a Detectron2 backbone with the maps res2 to res5; names of its weights.
 
 Models with several strides (ResNet, ConvNeXt, Swin) return the maps themselves. A plain ViT returns
 one map, from which a simple feature pyramid makes four. Strides are exact: if the side of a ViT's
 patch is not a power of two, the images are resized so that one patch covers as many pixels as the
 nearest power of two. With DINOv2's patches of 14 px an image of 512 x 1024 becomes 448 x 896, a
 grid of 32 x 64 patches, each of 16 x 16 px of the image.
+
+Weights of timm, of the models' authors and of Mask2Former are renamed to ours. timm is imported
+only where a model is built.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from types import MethodType
 from typing import Any
 
@@ -34,6 +38,26 @@ _PIXEL_TOLERANCE = 0.5  # of a normalization, in 0..255 units
 # full size, shifted in every second block.
 _ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False, "always_partition": True}
 
+BACKBONE = "backbone."
+NET = f"{BACKBONE}net."
+#: Layers of our backbones that no pre-trained model has: they keep their initial weights.
+ADDED_LAYERS = (f"{BACKBONE}norms.", f"{BACKBONE}pyramid.")
+
+_ORIGINAL_SWIN = "layers.0.downsample.reduction.weight"
+_COMPUTED = ("relative_position_index", "attn_mask")  # not in timm's files
+_TIMM_SWIN = f"{NET}layers.0.blocks.0.attn.relative_position_bias_table"
+# Patterns and replacements. The original Swin merges patches at the end of a stage, timm at the
+# start of the next; Mask2Former has a norm per stage, and stage 0 gives res2.
+_FROM_ORIGINAL_SWIN = {
+    **{rf"^(backbone\.)?norm{i}\.": rf"\1norms.res{i + 2}." for i in range(4)},
+    **{rf"(layers\.){i}(\.downsample\.)": rf"\g<1>{i + 1}\2" for i in (2, 1, 0)},
+}
+_TO_MASK2FORMER = {
+    **{rf"^backbone\.norms\.res{i + 2}\.": f"backbone.norm{i}." for i in range(4)},
+    **{rf"(layers\.){i + 1}(\.downsample\.)": rf"\g<1>{i}\2" for i in range(3)},
+    r"^backbone\.net\.": "backbone.",
+}
+
 logger = logging.getLogger(__name__)
 
 
@@ -41,12 +65,11 @@ class ChannelNorm(nn.LayerNorm):
     """Layer norm over the channels of (B, C, H, W) maps, at each position."""
 
     def forward(self, x: Tensor) -> Tensor:
-        channels_last = x.permute(0, 2, 3, 1)
-        return super().forward(channels_last).permute(0, 3, 1, 2).contiguous()
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
 
 
 class SimpleFeaturePyramid(nn.Module):
-    """Compute maps of several strides from a map of one stride (ViTDet, Li et al., ECCV 2022).
+    """Computes maps of all OUT_STRIDES from a map of one stride (ViTDet, Li et al., ECCV 2022).
 
     Finer maps come from 2 x 2 transposed convolutions, each of which halves the channels, with a
     layer norm and a GELU between two of them; coarser ones from 2 x 2 max-pooling. A 1 x 1 and a
@@ -66,8 +89,7 @@ class SimpleFeaturePyramid(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, in_channels, H, W) -> [(B, out_channels, H · stride / s, W · stride / s)], s each of
-        OUT_STRIDES."""
+        """(B, in_channels, H, W) -> (B, out_channels, H · stride / s, W · stride / s) of each s."""
         return [level(x) for level in self.levels]
 
 
@@ -82,8 +104,7 @@ def _pyramid_level(channels: int, stride: int, out_stride: int, out_channels: in
         layers.append(nn.ConvTranspose2d(channels, channels // 2, kernel_size=2, stride=2))
         channels, stride = channels // 2, stride // 2
     for kernel_size in (1, 3):
-        padding = kernel_size // 2
-        conv = nn.Conv2d(channels, out_channels, kernel_size, padding=padding, bias=False)
+        conv = nn.Conv2d(channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
         layers += [conv, ChannelNorm(out_channels, eps=VIT_EPS)]
         channels = out_channels
     return nn.Sequential(*layers)
@@ -143,28 +164,29 @@ class TimmBackbone(Backbone):
         self.memory_format = torch.channels_last if depthwise else torch.contiguous_format
         self.patch = strides[-1]
         self.grid_stride = 2 ** round(math.log2(self.patch))
+        widths = [channels[index] for index in indices]
         self.pyramid = self.norms = None
         if self.is_plain:
             expected = "False: the pyramid of a plain ViT has norms of its own"
             require("MODEL.TIMM.OUT_NORM", out_norm, not out_norm, expected)
-            self._out_channels = dict.fromkeys(OUT_STRIDES, pyramid_channels)
-            sizes = {"in_channels": channels[indices[0]], "out_channels": pyramid_channels}
-            self.pyramid = SimpleFeaturePyramid(stride=self.grid_stride, **sizes)
-            return
-        chosen = [channels[index] for index in indices]
-        self._out_channels = dict(zip(OUT_STRIDES, chosen, strict=True))
+            self.pyramid = SimpleFeaturePyramid(
+                in_channels=widths[0], stride=self.grid_stride, out_channels=pyramid_channels
+            )
+            widths = [pyramid_channels] * len(OUT_STRIDES)
+        self._out_features, self._out_feature_strides = list(OUT_STRIDES), OUT_STRIDES
+        self._out_feature_channels = dict(zip(OUT_STRIDES, widths, strict=True))
         if out_norm:
-            norms = {name: ChannelNorm(size) for name, size in self._out_channels.items()}
+            norms = {name: ChannelNorm(size) for name, size in self._out_feature_channels.items()}
             self.norms = nn.ModuleDict(norms)
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec) -> dict:
         options = cfg.MODEL.TIMM
-        if options.PRETRAINED and cfg.MODEL.WEIGHTS:
-            logger.info("MODEL.WEIGHTS is set: timm's weights of %s are not loaded.", options.NAME)
         is_loaded = options.PRETRAINED and not cfg.MODEL.WEIGHTS
         net = _create_net(options, pretrained=is_loaded, in_channels=input_shape.channels)
         if options.PRETRAINED:
+            if cfg.MODEL.WEIGHTS:
+                logger.info("MODEL.WEIGHTS is set: timm's weights are not loaded.")
             _warn_of_normalization(cfg, net)
         keys = ("OUT_INDICES", "OUT_NORM", "PYRAMID_CHANNELS", "FROZEN", "GRAD_CHECKPOINT")
         return {"net": net, **{key.lower(): options[key] for key in keys}}
@@ -212,17 +234,10 @@ class TimmBackbone(Backbone):
         """Divisor of the images' sides, px."""
         return _COARSEST
 
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of each map."""
-        return {
-            name: ShapeSpec(channels=self._out_channels[name], stride=stride)
-            for name, stride in OUT_STRIDES.items()
-        }
-
 
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
-    """Build the backbone described by ``MODEL.TIMM``."""
+    """Build the backbone of ``MODEL.TIMM``."""
     return TimmBackbone(cfg, input_shape)
 
 
@@ -242,12 +257,11 @@ def _choose(strides: Sequence[int], out_indices: Sequence[int]) -> list[int]:
     """The indices of the maps to take, checked."""
     plain = len(set(strides)) == 1
     wanted = [strides[0]] if plain else list(OUT_STRIDES.values())
-    if not out_indices and set(wanted) <= set(strides):
-        last = {stride: index for index, stride in enumerate(strides)}
-        return [last[stride] for stride in wanted]
-    in_range = [index for index in out_indices if 0 <= index < len(strides)]
-    if [strides[index] for index in in_range] == wanted and len(in_range) == len(out_indices):
-        return in_range
+    by_index = dict(enumerate(strides))
+    last = {stride: index for index, stride in by_index.items()}
+    chosen = list(out_indices) or [last.get(stride, -1) for stride in wanted]
+    if [by_index.get(index) for index in chosen] == wanted:
+        return chosen
     raise ConfigError(
         f"MODEL.TIMM.OUT_INDICES is {list(out_indices)}; expected the "
         f"{'index of one map' if plain else f'indices of maps of strides {wanted}'}. The maps of "
@@ -261,8 +275,8 @@ def _warn_of_normalization(cfg, net: Any) -> None:
     for key, name in (("PIXEL_MEAN", "mean"), ("PIXEL_STD", "std")):
         known = [round(255 * value, 3) for value in net.pretrained_cfg[name]]
         given = cfg.MODEL[key][flip]
-        are_others = any(abs(a - b) > _PIXEL_TOLERANCE for a, b in zip(known, given, strict=False))
-        if len(given) == len(known) and are_others:
+        pairs = zip(known, given, strict=False)
+        if len(given) == len(known) and any(abs(a - b) > _PIXEL_TOLERANCE for a, b in pairs):
             message = "MODEL.%s is %s, but %s was trained with %s (RGB)."
             logger.warning(message, key, list(cfg.MODEL[key]), cfg.MODEL.TIMM.NAME, known)
 
@@ -336,3 +350,40 @@ def _accepted_options(timm: Any, name: str, drop_path: float) -> dict[str, bool 
     elif drop_path:
         raise ConfigError(f"MODEL.TIMM.DROP_PATH: {name!r} has no stochastic depth: set it to 0.")
     return options
+
+
+def renamed(name: str, table: Mapping[str, str]) -> str:
+    """Apply all replacements, one after another."""
+    for pattern, replacement in table.items():
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def to_own_names(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """Rename a file's weights to the names in a model with a timm backbone, whose are ``own``.
+
+    Recognizes timm's names and those of the authors' files (Swin, DINOv2), with or without the
+    prefix "backbone.", and Mask2Former's Swin. Other names are kept.
+    """
+    if not any(name.startswith(NET) for name in own):
+        return dict(state)
+    if f"{BACKBONE}{_ORIGINAL_SWIN}" in state or _ORIGINAL_SWIN in state:
+        state = {
+            renamed(name, _FROM_ORIGINAL_SWIN): value
+            for name, value in state.items()
+            if not name.endswith(_COMPUTED)
+        }
+    inside = {name: NET + name.removeprefix(BACKBONE) for name in state}
+    moved = {name: new for name, new in inside.items() if name not in own and new in own}
+    return {moved.get(name, name): value for name, value in state.items()}
+
+
+def to_mask2former_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of a model with timm's Swin to Mask2Former's names.
+
+    Mask2Former's files also contain buffers, which it can compute. Names of other models are kept:
+    Mask2Former has no other timm backbone.
+    """
+    if _TIMM_SWIN not in state:
+        return dict(state)
+    return {renamed(name, _TO_MASK2FORMER): value for name, value in state.items()}

@@ -1,1 +1,0 @@
-"""Backbones of timm, which is imported only where one is built."""
