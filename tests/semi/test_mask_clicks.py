@@ -11,8 +11,8 @@ from scipy.stats import chisquare
 from seeds import seeded
 from torch import Tensor
 
-from s4m_d2.semi.mask_points import neighbor_points, sample_mask_points
 from s4m_d2.semi.pseudo_labels import Selection
+from s4m_d2.semi.refinement import neighbor_points, sample_mask_points
 from s4m_d2.structures import PseudoLabels
 
 
