@@ -93,7 +93,6 @@ class SamBackend(ABC):
         labels: Sequence[Tensor] | None = None,
         *,
         mask_prompts: Sequence[Tensor] | None = None,
-        multimask: bool = True,
         masks: bool = True,
         features: bool = False,
     ) -> list[PromptOutput]:
@@ -108,8 +107,7 @@ class SamBackend(ABC):
                 them; those on the device cost one wait together.
             mask_prompts: one (N_i, 4S, 4S) tensor an image, logits of a mask in the square frame,
                 as those of the answers; they change masks and the features given with these.
-            multimask: three masks per prompt instead of one.
-            masks: whether to predict masks and their IoUs.
+            masks: whether to predict masks, three per prompt, and their IoUs.
             features: whether to return the prompt-conditioned image tokens.
         """
 

@@ -53,9 +53,10 @@ def transform_tokens(
 
 
 def predict_masks(
-    sam: Any, hidden: Tensor, features: Tensor, chosen: slice, finer_maps: Sequence[Tensor] = ()
+    sam: Any, hidden: Tensor, features: Tensor, finer_maps: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Mask logits (N, M, 4h, 4w) and predicted IoUs (N, M) of the chosen mask tokens.
+    """Mask logits (N, M, 4h, 4w) and predicted IoUs (N, M) of all mask tokens but the first, that
+    of a single mask.
 
     hidden, features: (N, T, C) and (N, C, h, w) of :func:`transform_tokens`. finer_maps: of each
     prompt's image, at 4 and 2 times the grid's resolution (SAM 2), or none.
@@ -68,12 +69,11 @@ def predict_masks(
         upscaled = last_activation(to_finest(upscaled) + finest)
     else:
         upscaled = decoder.output_upscaling(features)
-    iou_token, *mask_tokens = hidden[:, _tokens_before_iou(decoder) :].unbind(dim=1)
-    mask_tokens = mask_tokens[: decoder.num_mask_tokens]
-    heads = list(zip(decoder.output_hypernetworks_mlps, mask_tokens, strict=True))[chosen]
+    iou_token, _, *mask_tokens = hidden[:, _tokens_before_iou(decoder) :].unbind(dim=1)
+    heads = zip(decoder.output_hypernetworks_mlps[1:], mask_tokens, strict=False)
     kernels = torch.stack([head(token) for head, token in heads], dim=1)
     logits = (kernels @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
-    return logits, decoder.iou_prediction_head(iou_token)[:, chosen]
+    return logits, decoder.iou_prediction_head(iou_token)[:, 1:]
 
 
 def image_input(sam: Any, embeddings: Tensor) -> tuple[Tensor, Tensor]:

@@ -121,8 +121,8 @@ class HalvesBackend(SamBackend):
         self.encodings.append(images.clone())
         return EncodedImages(torch.zeros(len(images), 1, 8, 8), list(image_sizes))
 
-    def prompt(self, encoded, points, labels=None, *, multimask=True, masks=True, features=False):
-        assert multimask and (labels is None or all((x == 1).all() for x in labels))
+    def prompt(self, encoded, points, labels=None):
+        assert labels is None
         assert all(((p >= 0) & (p <= 1)).all() for p in points)
         self.clicks += points
         halves = torch.arange(16) >= 8
@@ -199,7 +199,8 @@ def test_where_no_mask_passes_and_where_all_are_empty_there_is_none(layers):
 def test_masks_of_tiny_images(size):
     """A side of 1 px has no halves to crop, and less than a pixel in the frame for 1 of 200."""
     image, backend = image_of(*size).permute(1, 2, 0).numpy(), HalvesBackend()
-    backend.grid_scale = Frame(backend.image_side, None, None, padded=True).scale
+    frame = Frame(64, None, None, padded=True)
+    backend.grid_scale = lambda size: [side / 64 for side in frame.resized(size)[::-1]]
     settings = AutomaticMaskSettings(points_per_side=2, crop_n_layers=2, **ALL_MASKS)
     records = AutomaticMasks(backend, settings).generate(image)
     for record, mask in zip(records, decoded(records), strict=True):
