@@ -45,35 +45,22 @@ _SHARES = (
 class AutomaticMaskSettings:
     """Settings of SAM's automatic masks: its own names and defaults, which are those of ViT-H.
 
-    Attributes:
-        points_per_side: of the grid: its square is asked.
-        points_per_batch: asked together. 3 masks of each are held at the image's size.
-        pred_iou_thresh: keeps masks that SAM rates higher, in [0, 1].
-        stability_score_thresh: keeps masks whose area hardly depends on the threshold of the
-            logits: IoU, in [0, 1], of those at + and - ``stability_score_offset``.
-        stability_score_offset: in logits.
-        box_nms_thresh: of two masks whose boxes have a larger IoU, the one rated higher stays.
-        crop_n_layers: layer i asks again in 4 ** i overlapping crops, each encoded by itself.
-        crop_nms_thresh: as ``box_nms_thresh``, between crops; masks of smaller ones stay.
-        crop_overlap_ratio: of neighboring crops of the first layer, as a share of the short side.
-        crop_n_points_downscale_factor: its i-th power divides the points a side of layer i.
-        min_mask_region_area: in pixels; smaller holes are filled, smaller islands removed. 0: not.
-
-    Raises:
-        InputError: a setting is out of its range.
+    InputError: a setting is out of its range.
     """
 
-    points_per_side: int = 32
-    points_per_batch: int = 64
-    pred_iou_thresh: float = 0.88
+    points_per_side: int = 32  #: of the grid: its square is asked
+    points_per_batch: int = 64  #: asked together; 3 masks of each are held at the image's size
+    pred_iou_thresh: float = 0.88  #: keeps masks that SAM rates higher, in [0, 1]
+    #: keeps masks whose area hardly depends on the threshold of the logits: IoU, in [0, 1], of
+    #: those at + and - ``stability_score_offset``
     stability_score_thresh: float = 0.95
-    stability_score_offset: float = 1.0
-    box_nms_thresh: float = 0.7
-    crop_n_layers: int = 0
-    crop_nms_thresh: float = 0.7
-    crop_overlap_ratio: float = 512 / 1500
-    crop_n_points_downscale_factor: int = 1
-    min_mask_region_area: int = 0
+    stability_score_offset: float = 1.0  #: in logits
+    box_nms_thresh: float = 0.7  #: of masks whose boxes have a larger IoU the best rated stays
+    crop_n_layers: int = 0  #: layer i asks again in 4 ** i overlapping crops, each encoded
+    crop_nms_thresh: float = 0.7  #: the same between crops; masks of smaller ones stay
+    crop_overlap_ratio: float = 512 / 1500  #: in layer 1, as a share of the short side
+    crop_n_points_downscale_factor: int = 1  #: its i-th power divides the points a side of layer i
+    min_mask_region_area: int = 0  #: px; smaller holes are filled, smaller islands removed; 0: not
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

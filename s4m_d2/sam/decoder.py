@@ -1,10 +1,8 @@
 """SAM's mask decoder over prompts of several images at once, from the libraries' own parts.
 
-The libraries decode the prompts of one image per call. Here every prompt names its image, and all
-prompts of a batch share one pass. SAM 2's decoder is SAM's with two additions: a token that scores
-whether there is an object at all, and finer feature maps that join the upscaling.
-
-``sam`` has the modules ``prompt_encoder`` and ``mask_decoder``; the libraries have no types.
+The libraries decode the prompts of one image per call. SAM 2's decoder is SAM's with two additions:
+a token that scores whether there is an object at all, and finer feature maps that join the
+upscaling. ``sam`` has the modules ``prompt_encoder`` and ``mask_decoder``.
 """
 
 from __future__ import annotations
@@ -91,16 +89,15 @@ def image_input(sam: Any, embeddings: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _prompt_tokens(sam: Any, prompts: Prompts) -> Tensor:
-    """(N, T, C): learned tokens, the points, and the libraries' padding token, which
-    segment-anything leaves out beside a box.
+    """(N, T, C): the learned tokens of the object score (SAM 2), the IoU and the masks; the points;
+    and the libraries' padding token, which segment-anything leaves out beside a box.
 
-    The learned ones are the object score's, where there is one, the IoU's and the masks'. The
-    points' are those of the libraries' prompt encoders, from the same tables: segment-anything's
-    own function selects by masks, which synchronizes.
+    As of the libraries' prompt encoders; segment-anything's function selects by masks, which
+    synchronizes.
     """
     decoder = sam.mask_decoder
     tokens = [decoder.iou_token.weight, decoder.mask_tokens.weight]
-    is_sam2 = bool(_tokens_before_iou(decoder))
+    is_sam2 = _tokens_before_iou(decoder) > 0
     if is_sam2:
         tokens.insert(0, decoder.obj_score_token.weight)
     encoder, points = sam.prompt_encoder, prompts.points
@@ -120,10 +117,10 @@ def _tokens_before_iou(decoder: Any) -> int:
 class ImageTokens:
     """The image tokens alone of :func:`transform_tokens`, in less time: structural distillation's.
 
-    The libraries' transformer repeats an image for each of its prompts. Here the prompts of an
-    image share what does not depend on them, all projections of the first layer; in later layers
-    the few tokens of a prompt are projected instead of its image tokens; and the last attention,
-    which changes the prompt's tokens alone, is left out. The result is the same but for rounding.
+    The prompts of an image share what does not depend on them, all projections of the first layer;
+    in later layers the few tokens of a prompt are projected instead of its image tokens; and the
+    last attention, which changes the prompt's tokens alone, is left out. The result is the same but
+    for rounding.
 
     In shapes, S*S are the image tokens (cells), T the tokens of a prompt, C channels, h heads of d.
     """

@@ -233,7 +233,8 @@ class PointPromptBackend(SamBackend):
         """Fields of PromptOutput for the prompts of one pass; images: of :meth:`_prepare`."""
         if not masks:
             return {"features": images.after(prompts)}
-        hidden, attended = transform_tokens(self.decoder, *images, prompts)
+        image_tokens, position = images
+        hidden, attended = transform_tokens(self.decoder, image_tokens, position, prompts)
         finer = [finer_map[prompts.image_index] for finer_map in finer_maps]
         logits, ratings = predict_masks(self.decoder, hidden, attended, finer)
         found = {"mask_logits": logits, "iou_predictions": ratings}

@@ -156,14 +156,14 @@ class PointRefiner:
         draws = [generators[i] for i in active] if generators else [None] * len(active)
         best = self._ask(encoded, chosen, draws)
         predicted = torch.cat([ious for _, ious in best])
-        masks = [
-            _in_chunks(lambda part, size=size: self.backend.upscale(part, size) > 0, logits)
-            for (logits, _), size in zip(best, sizes, strict=True)
-        ]
+        masks = [self._upscaled(*of_image) for of_image in zip(best, sizes, strict=True)]
         used = to_host(*map(self._used_areas, chosen, masks))
         for i, of_image, (_, ious), areas in zip(active, masks, best, used, strict=True):
             labels[i] = self._labels(selections[i], of_image, ious, areas)
         return Refinement(labels, predicted, sum(int((areas == 0).sum()) for areas in used))
+
+    def _upscaled(self, best: tuple[Tensor, Tensor], size: tuple[int, int]) -> Tensor:
+        return _in_chunks(lambda logits: self.backend.upscale(logits, size) > 0, best[0])
 
     def _labels(
         self, selection: Selection, masks: Tensor, ious: Tensor, areas: np.ndarray
