@@ -31,15 +31,6 @@ from s4m_d2.transfers import to_device, to_host
 MASK_THRESHOLD = 0.0  # of mask logits, for every backend
 PIXEL_CENTER = 0.5  # SAM's clicks are pixels of the square frame and mean their centers
 
-_AT_LEAST_1 = ("points_per_side", "points_per_batch", "crop_n_points_downscale_factor")
-_SHARES = (
-    "pred_iou_thresh",
-    "stability_score_thresh",
-    "box_nms_thresh",
-    "crop_nms_thresh",
-    "crop_overlap_ratio",
-)
-
 
 @dataclass(frozen=True)
 class AutomaticMaskSettings:
@@ -64,7 +55,8 @@ class AutomaticMaskSettings:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            low, high = int(name in _AT_LEAST_1), 1 if name in _SHARES else sys.maxsize
+            low = int(name.endswith(("_side", "_batch", "_factor")))
+            high = 1 if name.endswith(("_thresh", "_ratio")) else sys.maxsize
             if not low <= value <= high:
                 limit = "to 1" if high == 1 else "on"
                 raise InputError(f"{name} is {value}; expected a number from {low} {limit}")
@@ -92,7 +84,7 @@ class AutomaticMasks(SamAutomaticMaskGenerator):
     def __init__(self, backend: SamBackend, settings: AutomaticMaskSettings | None = None) -> None:
         self.backend = backend
         self.settings = settings or AutomaticMaskSettings()
-        unused = SimpleNamespace(image_encoder=SimpleNamespace(img_size=backend.image_side))
+        unused = SimpleNamespace(image_encoder=SimpleNamespace(img_size=0))
         super().__init__(unused, **asdict(self.settings), output_mode="coco_rle")
         self.predictor = self  # of which the library calls set_image and reset_image
         self._encoded: EncodedImages | None = None

@@ -32,10 +32,7 @@ class EncodedImages:
 
     def select(self, indices: Sequence[int]) -> EncodedImages:
         """The images at the given positions, in that order."""
-        indices = list(indices)
-        if indices == list(range(len(self))):
-            return self
-        chosen = to_device(indices, self.embeddings.device, torch.long)
+        chosen = to_device(list(indices), self.embeddings.device, torch.long)
         return EncodedImages(
             self.embeddings[chosen],
             [self.image_sizes[i] for i in indices],

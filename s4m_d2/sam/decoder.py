@@ -132,15 +132,14 @@ class ImageTokens:
         self.images = embeddings.flatten(2).transpose(1, 2)
         position = position.flatten(2).transpose(1, 2)
         located = self.images + position
-        read, write, heads = _attentions(self.layers[0])
-        self.keys = _split(read.k_proj(located), heads)
-        self.values = _split(read.v_proj(self.images), heads)
-        self.queries = _split(write.q_proj(located), heads)
-        self.positions = []
-        for layer in self.layers[1:]:
-            read, write, heads = _attentions(layer)
-            projected = read.k_proj(position), write.q_proj(position)
-            self.positions.append([_split(x, heads)[0] for x in projected])
+        read, write = _attentions(self.layers[0])
+        self.keys = _split(read, read.k_proj(located))
+        self.values = _split(read, read.v_proj(self.images))
+        self.queries = _split(write, write.q_proj(located))
+        self.positions = [
+            (_split(read, read.k_proj(position))[0], _split(write, write.q_proj(position))[0])
+            for read, write in map(_attentions, self.layers[1:])
+        ]
 
     def after(self, prompts: Prompts) -> Tensor:
         """(N, C, S, S) tokens after each prompt; mask prompts do not count."""
@@ -151,38 +150,37 @@ class ImageTokens:
     def _of_image(self, image: int, prompts: Tensor) -> Tensor:
         """(N, S*S, C) tokens of one image, each time after one of the prompts (N, T, C)."""
         layer, *others = self.layers
-        read, write, heads = _attentions(layer)
+        read, write = _attentions(layer)
         tokens = _attend_to_each_other(layer, prompts, prompts)
-        asked = _split(read.q_proj(tokens + prompts), heads).transpose(0, 1)  # (h, N, T, d)
+        asked = _split(read, read.q_proj(tokens + prompts)).transpose(0, 1)  # (h, N, T, d)
         of_image = slice(image, image + 1)
         found = F.scaled_dot_product_attention(
             asked.flatten(1, 2)[None], self.keys[of_image], self.values[of_image]
         )
         found = found[0].view(asked.shape).permute(1, 2, 0, 3).flatten(2)
         tokens = _update(layer, tokens, read.out_proj(found))
-        offered = _scaled(_split(write.k_proj(tokens + prompts), heads))
+        offered = _scaled(_split(write, write.k_proj(tokens + prompts)))
         cells = self.images[image].expand(len(prompts), -1, -1)
         cells = _write(layer, tokens, _products(offered, self.queries[image]), cells)
         for layer, (keys, queries) in zip(others, self.positions, strict=True):
-            read, write, heads = _attentions(layer)
+            read, write = _attentions(layer)
             tokens = _attend_to_each_other(layer, tokens, prompts)
-            asked = _scaled(_split(read.q_proj(tokens + prompts), heads))
+            asked = _scaled(_split(read, read.q_proj(tokens + prompts)))
             shares = _scores(asked, read.k_proj, cells, keys).softmax(dim=-1)
             tokens = _update(layer, tokens, _read(read, shares, cells))
-            offered = _scaled(_split(write.k_proj(tokens + prompts), heads))
+            offered = _scaled(_split(write, write.k_proj(tokens + prompts)))
             cells = _write(layer, tokens, _scores(offered, write.q_proj, cells, queries), cells)
         return cells
 
 
-def _attentions(layer: Any) -> tuple[Any, Any, int]:
-    """From tokens to the image, from the image to tokens, and their number of heads."""
-    read, write = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
-    return read, write, read.num_heads
+def _attentions(layer: Any) -> tuple[Any, Any]:
+    """From tokens to the image, and from the image to tokens."""
+    return layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
 
 
-def _split(x: Tensor, heads: int) -> Tensor:
-    """(N, L, h*d) -> (N, h, L, d)."""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+def _split(attention: Any, x: Tensor) -> Tensor:
+    """(N, L, h*d) -> (N, h, L, d), of an attention with h heads."""
+    return x.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
 
 
 def _scaled(x: Tensor) -> Tensor:
@@ -233,9 +231,9 @@ def _write(layer: Any, tokens: Tensor, scores: Tensor, cells: Tensor) -> Tensor:
     """Cells (N, S*S, C) after attending to tokens (N, T, C) by scores (N, h, T, S*S)."""
     attention = layer.cross_attn_image_to_token
     heads = attention.num_heads
-    values = _split(attention.v_proj(tokens), heads)
     # The shares of each head add up to 1, so each head brings its part of the bias.
-    outputs = values @ attention.out_proj.weight.T.unflatten(0, (heads, -1))
+    weight = attention.out_proj.weight.T.unflatten(0, (heads, -1))
+    outputs = _split(attention, attention.v_proj(tokens)) @ weight
     outputs = (outputs + attention.out_proj.bias / heads).flatten(1, 2)
     shares = scores.softmax(dim=-2).flatten(1, 2)
     return layer.norm4(torch.baddbmm(cells, shares.mT, outputs))
