@@ -42,11 +42,10 @@ def adapt_sam(
     clicks: int,
     rng: np.random.Generator,
 ) -> None:
-    """Train a SAM to answer clicks (:func:`draw_clicks`) in the masks of views; it is frozen again
-    afterwards. The learning rate falls linearly to zero.
+    """Train a SAM to answer clicks (:func:`draw_clicks`) in masks of views, then freeze it again.
 
-    Of an encoder that is not trained, the embeddings of the first batches are computed once, and
-    the others are not read.
+    The learning rate falls linearly to zero. Of an encoder that is not trained, only the first
+    batches are read, and encoded once.
     """
     encoder = [p for n, p in backend.image_encoder.named_parameters() if not n.startswith(FROZEN)]
     if sum(p.numel() for p in backend.image_encoder.parameters()) > SMALL_ENCODER:

@@ -31,53 +31,32 @@ from s4m_d2.transfers import to_device, to_host
 MASK_THRESHOLD = 0.0  # of mask logits, for every backend
 PIXEL_CENTER = 0.5  # SAM's clicks are pixels of the square frame and mean their centers
 
-_AT_LEAST_1 = ("points_per_side", "points_per_batch", "crop_n_points_downscale_factor")
-_SHARES = (
-    "pred_iou_thresh",
-    "stability_score_thresh",
-    "box_nms_thresh",
-    "crop_nms_thresh",
-    "crop_overlap_ratio",
-)
-
 
 @dataclass(frozen=True)
 class AutomaticMaskSettings:
     """Settings of SAM's automatic masks: its own names and defaults, which are those of ViT-H.
 
-    Attributes:
-        points_per_side: of the grid: its square is asked.
-        points_per_batch: asked together. 3 masks of each are held at the image's size.
-        pred_iou_thresh: keeps masks that SAM rates higher, in [0, 1].
-        stability_score_thresh: keeps masks whose area hardly depends on the threshold of the
-            logits: IoU, in [0, 1], of those at + and - ``stability_score_offset``.
-        stability_score_offset: in logits.
-        box_nms_thresh: of two masks whose boxes have a larger IoU, the one rated higher stays.
-        crop_n_layers: layer i asks again in 4 ** i overlapping crops, each encoded by itself.
-        crop_nms_thresh: as ``box_nms_thresh``, between crops; masks of smaller ones stay.
-        crop_overlap_ratio: of neighboring crops of the first layer, as a share of the short side.
-        crop_n_points_downscale_factor: its i-th power divides the points a side of layer i.
-        min_mask_region_area: in pixels; smaller holes are filled, smaller islands removed. 0: not.
-
-    Raises:
-        InputError: a setting is out of its range.
+    InputError: a setting is out of its range.
     """
 
-    points_per_side: int = 32
-    points_per_batch: int = 64
-    pred_iou_thresh: float = 0.88
+    points_per_side: int = 32  #: of the grid: its square is asked
+    points_per_batch: int = 64  #: asked together; 3 masks of each are held at the image's size
+    pred_iou_thresh: float = 0.88  #: keeps masks that SAM rates higher, in [0, 1]
+    #: keeps masks whose area hardly depends on the threshold of the logits: IoU, in [0, 1], of
+    #: those at + and - ``stability_score_offset``
     stability_score_thresh: float = 0.95
-    stability_score_offset: float = 1.0
-    box_nms_thresh: float = 0.7
-    crop_n_layers: int = 0
-    crop_nms_thresh: float = 0.7
-    crop_overlap_ratio: float = 512 / 1500
-    crop_n_points_downscale_factor: int = 1
-    min_mask_region_area: int = 0
+    stability_score_offset: float = 1.0  #: in logits
+    box_nms_thresh: float = 0.7  #: of masks whose boxes have a larger IoU the best rated stays
+    crop_n_layers: int = 0  #: layer i asks again in 4 ** i overlapping crops, each encoded
+    crop_nms_thresh: float = 0.7  #: the same between crops; masks of smaller ones stay
+    crop_overlap_ratio: float = 512 / 1500  #: in layer 1, as a share of the short side
+    crop_n_points_downscale_factor: int = 1  #: its i-th power divides the points a side of layer i
+    min_mask_region_area: int = 0  #: px; smaller holes are filled, smaller islands removed; 0: not
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            low, high = int(name in _AT_LEAST_1), 1 if name in _SHARES else sys.maxsize
+            low = int(name.endswith(("_side", "_batch", "_factor")))
+            high = 1 if name.endswith(("_thresh", "_ratio")) else sys.maxsize
             if not low <= value <= high:
                 limit = "to 1" if high == 1 else "on"
                 raise InputError(f"{name} is {value}; expected a number from {low} {limit}")
@@ -89,18 +68,27 @@ class AutomaticMaskSettings:
             )
 
 
-class AutomaticMasks:
-    """SAM's masks of everything in an image, from any backend.
+class AutomaticMasks(SamAutomaticMaskGenerator):
+    """SAM's masks of everything in an image: the library's generator, asking any backend, also
+    about images smaller than their crops.
+
+    Of what the backend answers on its own device, ratings and then the masks that stay come to the
+    host: it synchronizes three times per batch of points, where the library does several times per
+    mask. Points stay on the CPU until the backend takes them, which does not wait then.
 
     Args:
-        backend: asked on its own device, where the masks stay until they are RLEs.
+        backend: of any kind.
         settings: the defaults are SAM's.
     """
 
     def __init__(self, backend: SamBackend, settings: AutomaticMaskSettings | None = None) -> None:
         self.backend = backend
         self.settings = settings or AutomaticMaskSettings()
-        self._fingerprint: str | None = None
+        unused = SimpleNamespace(image_encoder=SimpleNamespace(img_size=0))
+        super().__init__(unused, **asdict(self.settings), output_mode="coco_rle")
+        self.predictor = self  # of which the library calls set_image and reset_image
+        self._encoded: EncodedImages | None = None
+        self._fingerprint = ""
 
     def generate(
         self, image: np.ndarray, encoded: EncodedImages | None = None
@@ -120,8 +108,8 @@ class AutomaticMasks:
             [x, y, w, h] in which it was. Masks may overlap; none is empty. [] where none passes
             the filters.
         """
-        records = _Generator(self.backend, self.settings, encoded).generate(image)
-        return [record for record in records if record["area"]]
+        self._encoded = encoded
+        return [record for record in super().generate(image) if record["area"]]
 
     def fingerprint(self) -> str:
         """SHA-256 over SAM's weights and the settings that masks depend on.
@@ -129,46 +117,29 @@ class AutomaticMasks:
         Equal only where the masks of equal images are equal, up to rounding: that is all
         ``points_per_batch`` changes, which does not count. All weights are read, the first time.
         """
-        if self._fingerprint is None:
-            backend: Any = self.backend
-            settings = {name: float(value) for name, value in asdict(self.settings).items()}
-            del settings["points_per_batch"]
-            pixels = backend.frame.mean.tolist(), backend.frame.std.tolist()
-            kind = type(backend).__name__, backend.image_side, str(backend.dtype)
-            about = *kind, backend.device.type, pixels, settings
-            digest = hashlib.sha256(repr(about).encode())
-            for name, value in backend.sam.state_dict().items():
-                digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
-                digest.update(to_host(value.contiguous().flatten().view(torch.uint8))[0].data)
-            self._fingerprint = digest.hexdigest()
+        if self._fingerprint:
+            return self._fingerprint
+        backend: Any = self.backend
+        settings = {name: float(value) for name, value in asdict(self.settings).items()}
+        del settings["points_per_batch"]
+        pixels = backend.frame.mean.tolist(), backend.frame.std.tolist()
+        kind = type(backend).__name__, backend.image_side, str(backend.dtype)
+        digest = hashlib.sha256(repr((*kind, backend.device.type, pixels, settings)).encode())
+        for name, value in backend.sam.state_dict().items():
+            digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
+            digest.update(to_host(value.contiguous().flatten().view(torch.uint8))[0].data)
+        self._fingerprint = digest.hexdigest()
         return self._fingerprint
-
-
-class _Generator(SamAutomaticMaskGenerator):
-    """The library's generator, asking a backend, also about images smaller than their crops.
-
-    Of what the backend answers, ratings and then the masks that stay come to the host: it
-    synchronizes three times per batch of points, where the library does several times per mask.
-    Points stay on the CPU until the backend takes them, which does not wait for its device then.
-    """
-
-    def __init__(
-        self, backend: SamBackend, settings: AutomaticMaskSettings, encoded: EncodedImages | None
-    ) -> None:
-        unused = SimpleNamespace(image_encoder=SimpleNamespace(img_size=backend.image_side))
-        super().__init__(unused, **asdict(settings), output_mode="coco_rle")
-        self.backend, self.encoded = backend, encoded
-        self.predictor = self  # of which the library calls the next two
 
     def set_image(self, image: np.ndarray) -> None:
         """Encode an (H, W, 3) uint8 RGB image or crop, unless it was given encoded."""
-        if self.encoded is None:
+        if self._encoded is None:
             pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
-            self.encoded = self.backend.encode(pixels, [image.shape[:2]])
+            self._encoded = self.backend.encode(pixels, [image.shape[:2]])
 
     def reset_image(self) -> None:
         """Forget the image."""
-        self.encoded = None
+        self._encoded = None
 
     def _process_crop(
         self, image: np.ndarray, crop_box: list[int], layer: int, orig_size: tuple[int, ...]
@@ -221,11 +192,11 @@ class _Generator(SamAutomaticMaskGenerator):
         points: (N, 2) pixels (x, y). What the library makes pixels of the square frame means their
         centers: in the backend's points, normalized over the content, half a pixel more.
         """
-        assert self.encoded is not None  # by set_image
+        assert self._encoded is not None  # by set_image
         frame = np.array(self.backend.grid_scale(size)) * self.backend.image_side
         clicks = points / np.array(size[::-1]) + PIXEL_CENTER / frame
         clicks = clicks.clip(max=1.0)  # of contents of a few pixels, half of one is beyond
-        [answer] = self.backend.prompt(self.encoded, [torch.from_numpy(clicks).float()[:, None]])
+        [answer] = self.backend.prompt(self._encoded, [torch.from_numpy(clicks).float()[:, None]])
         low, ratings = answer.mask_logits, answer.iou_predictions
         assert low is not None and ratings is not None  # a prompt gives masks by default
         masks = self.backend.upscale(low.flatten(0, 1), size)

@@ -15,23 +15,16 @@ from s4m_d2.errors import registered
 from s4m_d2.transfers import to_device
 
 SAM_BACKEND_REGISTRY = Registry("SAM_BACKEND")
-SAM_BACKEND_REGISTRY.__doc__ = """
-Backends, selected by S4M.SAM.BACKEND: builders ``cfg -> SamBackend``, with weights, on
-MODEL.DEVICE.
-"""
+SAM_BACKEND_REGISTRY.__doc__ = """Builders ``cfg -> SamBackend``, with weights, on MODEL.DEVICE."""
 
 
 @dataclass
 class EncodedImages:
-    """Image embeddings of a batch, to be prompted any number of times.
+    """Image embeddings of a batch, to be prompted any number of times."""
 
-    embeddings: (B, C, S, S). image_sizes: (H, W) of each image's content, in pixels of the frame
-    that was given to ``encode``. finer_maps: (B, C_i, S_i, S_i) maps with S_i >= S, finest first,
-    for backends whose mask decoder needs them.
-    """
-
-    embeddings: Tensor
-    image_sizes: list[tuple[int, int]]
+    embeddings: Tensor  #: (B, C, S, S)
+    image_sizes: list[tuple[int, int]]  #: (H, W) of each image's content, as given to ``encode``
+    #: (B, C_i, S_i, S_i) with S_i >= S, finest first, if the backend's mask decoder needs them
     finer_maps: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
@@ -39,10 +32,7 @@ class EncodedImages:
 
     def select(self, indices: Sequence[int]) -> EncodedImages:
         """The images at the given positions, in that order."""
-        indices = list(indices)
-        if indices == list(range(len(self))):
-            return self
-        chosen = to_device(indices, self.embeddings.device, torch.long)
+        chosen = to_device(list(indices), self.embeddings.device, torch.long)
         return EncodedImages(
             self.embeddings[chosen],
             [self.image_sizes[i] for i in indices],
@@ -52,28 +42,19 @@ class EncodedImages:
 
 @dataclass
 class PromptOutput:
-    """Outputs for the N prompts of one image; outputs that were not requested are None.
+    """Outputs for the N prompts of one image; outputs that were not requested are None."""
 
-    mask_logits: (N, M, h, w) in the backend's square frame, low resolution: see ``upscale``.
-    iou_predictions: (N, M) predicted IoU of each mask.
-    features: (N, C, S, S) image tokens after the decoder's two-way transformer; they depend on
-    the prompt (paper, structural distillation).
-    """
-
-    mask_logits: Tensor | None = None
-    iou_predictions: Tensor | None = None
+    mask_logits: Tensor | None = None  #: (N, M, h, w) in the square frame: see ``upscale``
+    iou_predictions: Tensor | None = None  #: (N, M), of each mask
+    #: (N, C, S, S) image tokens after the decoder's two-way transformer, which depend on the prompt
     features: Tensor | None = None
 
 
 class SamBackend(ABC):
-    """A frozen SAM. Not an ``nn.Module``: as an attribute it adds no parameters to a model.
+    """A frozen SAM. Not an ``nn.Module``: as an attribute it adds no parameters to a model."""
 
-    image_side: side of the encoder's square frame, in pixels.
-    grid_side: S, side of the feature grid.
-    """
-
-    image_side: int
-    grid_side: int
+    image_side: int  #: of the encoder's square frame, px
+    grid_side: int  #: S, of the feature grid
     device: torch.device
 
     @abstractmethod
@@ -93,7 +74,6 @@ class SamBackend(ABC):
         labels: Sequence[Tensor] | None = None,
         *,
         mask_prompts: Sequence[Tensor] | None = None,
-        multimask: bool = True,
         masks: bool = True,
         features: bool = False,
     ) -> list[PromptOutput]:
@@ -102,14 +82,12 @@ class SamBackend(ABC):
         Args:
             points: one (N_i, P, 2) tensor per image, (x, y) in [0, 1] over its content; N_i may
                 be 0.
-            labels: one (N_i, P) tensor an image: 1 positive, 0 negative, 2 and 3 the upper left
+            labels: one (N_i, P) tensor per image: 1 positive, 0 negative, 2 and 3 the upper left
                 and lower right corner of a box, -1 padding, which changes nothing. Default: all
-                positive. The host reads them: give them on the CPU, where it need not wait for
-                them; those on the device cost one wait together.
-            mask_prompts: one (N_i, 4S, 4S) tensor an image, logits of a mask in the square frame,
+                positive. The host reads them: on the device they cost one synchronization.
+            mask_prompts: one (N_i, 4S, 4S) tensor per image, logits of a mask in the square frame,
                 as those of the answers; they change masks and the features given with these.
-            multimask: three masks per prompt instead of one.
-            masks: whether to predict masks and their IoUs.
+            masks: whether to predict masks, three per prompt, and their IoUs.
             features: whether to return the prompt-conditioned image tokens.
         """
 

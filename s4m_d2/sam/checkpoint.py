@@ -66,8 +66,7 @@ def load_sam(
     """
     path, subject, remedy = Path(path), f"SAM weights for {model}: '{path}'", _remedy(model)
     if not path.is_file():
-        found = "it is a folder" if path.is_dir() else "there is no such file"
-        raise WeightsError(f"{subject}: {found}. {remedy}")
+        raise WeightsError(f"{subject} is not a file. {remedy}")
     read = _read_state(path, subject, remedy)
     state = {rename(n): value for n, value in read.items() if not n.startswith(ignored)}
     with torch.random.fork_rng(devices=[]):  # initial weights, which are replaced
@@ -113,15 +112,14 @@ def _read_state(path: Path, subject: str, remedy: str) -> Mapping[str, Tensor]:
                 f"it holds Python objects ({refused}), which are refused because loading them may "
                 "run code. Save the SAM's state_dict() alone (micro-sam: export_custom_sam_model)."
             )
-        raise WeightsError(
-            f"{subject} ({path.stat().st_size:,} bytes) cannot be read as a file of tensors; "
-            f"{cause}"
-        ) from error
+        size = path.stat().st_size
+        raise WeightsError(f"{subject} ({size:,} bytes) cannot be read; {cause}") from error
     state = _unwrap(content)
-    found = type(state).__name__
-    if isinstance(state, Mapping):
-        if all(isinstance(n, str) and isinstance(v, Tensor) for n, v in state.items()):
-            return state
+    if not isinstance(state, Mapping):
+        found = type(state).__name__
+    elif all(isinstance(n, str) and isinstance(v, Tensor) for n, v in state.items()):
+        return state
+    else:
         found = f"entries {first_names(list(map(str, state)), MOST_NAMED)}"
     raise WeightsError(
         f"{subject} holds {found}; expected a state dict, from parameter name to tensor. {remedy}"
@@ -138,11 +136,11 @@ def _mismatches(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 
 
 def _unwrap(content: Any) -> Any:
-    """The state dict in a file's content, without prefixes of names; else the content itself.
+    """The state dict in a file's content, else the content itself.
 
     It may be an entry of a mapping, as saved by SAM 2 (``model``), Lightning (``state_dict``) and
-    micro-sam (``model_state``), and its names may have the prefix of a wrapper (``module.``,
-    ``sam.``); entries without the prefix are ignored.
+    micro-sam (``model_state``). Prefixes of a wrapper (``module.``, ``sam.``) are removed from its
+    names, and entries without the prefix.
     """
     if not isinstance(content, Mapping):
         return content

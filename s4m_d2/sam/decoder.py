@@ -1,10 +1,8 @@
 """SAM's mask decoder over prompts of several images at once, from the libraries' own parts.
 
-The libraries decode the prompts of one image per call. Here every prompt names its image, and all
-prompts of a batch share one pass. SAM 2's decoder is SAM's with two additions: a token that scores
-whether there is an object at all, and finer feature maps that join the upscaling.
-
-``sam`` has the modules ``prompt_encoder`` and ``mask_decoder``; the libraries have no types.
+The libraries decode the prompts of one image per call. SAM 2's decoder is SAM's with two additions:
+a token that scores whether there is an object at all, and finer feature maps that join the
+upscaling. ``sam`` has the modules ``prompt_encoder`` and ``mask_decoder``.
 """
 
 from __future__ import annotations
@@ -53,9 +51,10 @@ def transform_tokens(
 
 
 def predict_masks(
-    sam: Any, hidden: Tensor, features: Tensor, chosen: slice, finer_maps: Sequence[Tensor] = ()
+    sam: Any, hidden: Tensor, features: Tensor, finer_maps: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Mask logits (N, M, 4h, 4w) and predicted IoUs (N, M) of the chosen mask tokens.
+    """Mask logits (N, M, 4h, 4w) and predicted IoUs (N, M) of all mask tokens but the first, that
+    of a single mask.
 
     hidden, features: (N, T, C) and (N, C, h, w) of :func:`transform_tokens`. finer_maps: of each
     prompt's image, at 4 and 2 times the grid's resolution (SAM 2), or none.
@@ -68,12 +67,11 @@ def predict_masks(
         upscaled = last_activation(to_finest(upscaled) + finest)
     else:
         upscaled = decoder.output_upscaling(features)
-    iou_token, *mask_tokens = hidden[:, _tokens_before_iou(decoder) :].unbind(dim=1)
-    mask_tokens = mask_tokens[: decoder.num_mask_tokens]
-    heads = list(zip(decoder.output_hypernetworks_mlps, mask_tokens, strict=True))[chosen]
+    iou_token, _, *mask_tokens = hidden[:, _tokens_before_iou(decoder) :].unbind(dim=1)
+    heads = zip(decoder.output_hypernetworks_mlps[1:], mask_tokens, strict=False)
     kernels = torch.stack([head(token) for head, token in heads], dim=1)
     logits = (kernels @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
-    return logits, decoder.iou_prediction_head(iou_token)[:, chosen]
+    return logits, decoder.iou_prediction_head(iou_token)[:, 1:]
 
 
 def image_input(sam: Any, embeddings: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,16 +89,15 @@ def image_input(sam: Any, embeddings: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _prompt_tokens(sam: Any, prompts: Prompts) -> Tensor:
-    """(N, T, C): learned tokens, the points, and the libraries' padding token, which
-    segment-anything leaves out beside a box.
+    """(N, T, C): the learned tokens of the object score (SAM 2), the IoU and the masks; the points;
+    and the libraries' padding token, which segment-anything leaves out beside a box.
 
-    The learned ones are the object score's, where there is one, the IoU's and the masks'. The
-    points' are those of the libraries' prompt encoders, from the same tables: segment-anything's
-    own function selects by masks, which synchronizes.
+    As of the libraries' prompt encoders; segment-anything's function selects by masks, which
+    synchronizes.
     """
     decoder = sam.mask_decoder
     tokens = [decoder.iou_token.weight, decoder.mask_tokens.weight]
-    is_sam2 = bool(_tokens_before_iou(decoder))
+    is_sam2 = _tokens_before_iou(decoder) > 0
     if is_sam2:
         tokens.insert(0, decoder.obj_score_token.weight)
     encoder, points = sam.prompt_encoder, prompts.points
@@ -120,10 +117,10 @@ def _tokens_before_iou(decoder: Any) -> int:
 class ImageTokens:
     """The image tokens alone of :func:`transform_tokens`, in less time: structural distillation's.
 
-    The libraries' transformer repeats an image for each of its prompts. Here the prompts of an
-    image share what does not depend on them, all projections of the first layer; in later layers
-    the few tokens of a prompt are projected instead of its image tokens; and the last attention,
-    which changes the prompt's tokens alone, is left out. The result is the same but for rounding.
+    The prompts of an image share what does not depend on them, all projections of the first layer;
+    in later layers the few tokens of a prompt are projected instead of its image tokens; and the
+    last attention, which changes the prompt's tokens alone, is left out. The result is the same but
+    for rounding.
 
     In shapes, S*S are the image tokens (cells), T the tokens of a prompt, C channels, h heads of d.
     """
@@ -135,15 +132,14 @@ class ImageTokens:
         self.images = embeddings.flatten(2).transpose(1, 2)
         position = position.flatten(2).transpose(1, 2)
         located = self.images + position
-        read, write, heads = _attentions(self.layers[0])
-        self.keys = _split(read.k_proj(located), heads)
-        self.values = _split(read.v_proj(self.images), heads)
-        self.queries = _split(write.q_proj(located), heads)
-        self.positions = []
-        for layer in self.layers[1:]:
-            read, write, heads = _attentions(layer)
-            projected = read.k_proj(position), write.q_proj(position)
-            self.positions.append([_split(x, heads)[0] for x in projected])
+        read, write = _attentions(self.layers[0])
+        self.keys = _split(read, read.k_proj(located))
+        self.values = _split(read, read.v_proj(self.images))
+        self.queries = _split(write, write.q_proj(located))
+        self.positions = [
+            (_split(read, read.k_proj(position))[0], _split(write, write.q_proj(position))[0])
+            for read, write in map(_attentions, self.layers[1:])
+        ]
 
     def after(self, prompts: Prompts) -> Tensor:
         """(N, C, S, S) tokens after each prompt; mask prompts do not count."""
@@ -154,38 +150,37 @@ class ImageTokens:
     def _of_image(self, image: int, prompts: Tensor) -> Tensor:
         """(N, S*S, C) tokens of one image, each time after one of the prompts (N, T, C)."""
         layer, *others = self.layers
-        read, write, heads = _attentions(layer)
+        read, write = _attentions(layer)
         tokens = _attend_to_each_other(layer, prompts, prompts)
-        asked = _split(read.q_proj(tokens + prompts), heads).transpose(0, 1)  # (h, N, T, d)
+        asked = _split(read, read.q_proj(tokens + prompts)).transpose(0, 1)  # (h, N, T, d)
         of_image = slice(image, image + 1)
         found = F.scaled_dot_product_attention(
             asked.flatten(1, 2)[None], self.keys[of_image], self.values[of_image]
         )
         found = found[0].view(asked.shape).permute(1, 2, 0, 3).flatten(2)
         tokens = _update(layer, tokens, read.out_proj(found))
-        offered = _scaled(_split(write.k_proj(tokens + prompts), heads))
+        offered = _scaled(_split(write, write.k_proj(tokens + prompts)))
         cells = self.images[image].expand(len(prompts), -1, -1)
         cells = _write(layer, tokens, _products(offered, self.queries[image]), cells)
         for layer, (keys, queries) in zip(others, self.positions, strict=True):
-            read, write, heads = _attentions(layer)
+            read, write = _attentions(layer)
             tokens = _attend_to_each_other(layer, tokens, prompts)
-            asked = _scaled(_split(read.q_proj(tokens + prompts), heads))
+            asked = _scaled(_split(read, read.q_proj(tokens + prompts)))
             shares = _scores(asked, read.k_proj, cells, keys).softmax(dim=-1)
             tokens = _update(layer, tokens, _read(read, shares, cells))
-            offered = _scaled(_split(write.k_proj(tokens + prompts), heads))
+            offered = _scaled(_split(write, write.k_proj(tokens + prompts)))
             cells = _write(layer, tokens, _scores(offered, write.q_proj, cells, queries), cells)
         return cells
 
 
-def _attentions(layer: Any) -> tuple[Any, Any, int]:
-    """From tokens to the image, from the image to tokens, and their number of heads."""
-    read, write = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
-    return read, write, read.num_heads
+def _attentions(layer: Any) -> tuple[Any, Any]:
+    """From tokens to the image, and from the image to tokens."""
+    return layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
 
 
-def _split(x: Tensor, heads: int) -> Tensor:
-    """(N, L, h*d) -> (N, h, L, d)."""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+def _split(attention: Any, x: Tensor) -> Tensor:
+    """(N, L, h*d) -> (N, h, L, d), of an attention with h heads."""
+    return x.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
 
 
 def _scaled(x: Tensor) -> Tensor:
@@ -236,9 +231,9 @@ def _write(layer: Any, tokens: Tensor, scores: Tensor, cells: Tensor) -> Tensor:
     """Cells (N, S*S, C) after attending to tokens (N, T, C) by scores (N, h, T, S*S)."""
     attention = layer.cross_attn_image_to_token
     heads = attention.num_heads
-    values = _split(attention.v_proj(tokens), heads)
     # The shares of each head add up to 1, so each head brings its part of the bias.
-    outputs = values @ attention.out_proj.weight.T.unflatten(0, (heads, -1))
+    weight = attention.out_proj.weight.T.unflatten(0, (heads, -1))
+    outputs = _split(attention, attention.v_proj(tokens)) @ weight
     outputs = (outputs + attention.out_proj.bias / heads).flatten(1, 2)
     shares = scores.softmax(dim=-2).flatten(1, 2)
     return layer.norm4(torch.baddbmm(cells, shares.mT, outputs))

@@ -21,7 +21,7 @@ from s4m_d2.errors import ConfigError, WeightsError, first_names
 from s4m_d2.files import atomic_write
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.decoder import Prompts
-from s4m_d2.sam.point_prompts import Asked, Frame, PointPromptBackend, build_compute_options
+from s4m_d2.sam.point_prompts import Frame, PointPromptBackend, build_compute_options
 
 # Classes by the model_type of config.json; those of videos hold the model of images.
 CLASSES = {
@@ -45,9 +45,7 @@ LEARNED_TOKENS = ("obj_score_token", "iou_token", "mask_tokens", "hq_token")  # 
 class TransformersBackend(PointPromptBackend):
     """Any ``SamModel``, ``SamHQModel``, ``Sam2Model`` or ``Sam3TrackerModel``, as in its forward.
 
-    HQ-SAM's masks are the sums of SAM's and of the high-quality token's. A single mask
-    (``multimask=False``) of SAM 2 or 3 is replaced by the best of three if it is unstable, as the
-    model's config tells.
+    HQ-SAM's masks are the sums of SAM's and of the high-quality token's.
 
     The prompts of a pass are decoded image by image, as the modules do it: HQ-SAM fuses the
     encoder's features once per image.
@@ -85,7 +83,7 @@ class TransformersBackend(PointPromptBackend):
             return embeddings, tuple(layer.permute(0, 3, 1, 2) for layer in layers[:1])
         return found, ()
 
-    def _prepare(self, embeddings: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
+    def _prepare(self, embeddings: Tensor, masks: bool) -> tuple[Tensor, Tensor]:
         with torch.autocast(embeddings.device.type, enabled=False):  # full precision
             return embeddings, self.sam.get_image_wide_positional_embeddings()
 
@@ -94,7 +92,8 @@ class TransformersBackend(PointPromptBackend):
         images: tuple[Tensor, Tensor],
         finer_maps: Sequence[Tensor],
         prompts: Prompts,
-        asked: Asked,
+        masks: bool,
+        features: bool,
     ) -> dict[str, Tensor]:
         embeddings, position = images
         tokens, encoder = self._prompt_tokens(prompts), self.sam.prompt_encoder
@@ -109,18 +108,18 @@ class TransformersBackend(PointPromptBackend):
         parts: list[dict[str, Tensor]] = []
         for which, own, dense in passes:
             part = {}
-            if asked.masks:
+            if masks:
                 logits, ratings, *_ = self.sam.mask_decoder(
                     image_embeddings=embeddings[which],
                     image_positional_embeddings=position,
                     sparse_prompt_embeddings=own,
                     dense_prompt_embeddings=dense,
-                    multimask_output=asked.multimask,
+                    multimask_output=True,
                     **self._maps([finer_map[which] for finer_map in finer_maps]),
                 )
                 part["mask_logits"] = logits.flatten(0, 1)
                 part["iou_predictions"] = ratings.flatten(0, 1)
-            if asked.features:
+            if features:
                 image = embeddings[which] + dense
                 part["features"] = self._transformed(image, position, own.flatten(0, 1))
             parts.append(part)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,20 +26,13 @@ AUTO = "auto"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BFLOAT16_CAPABILITY = (8, 0)  # the first CUDA devices that compute with it
 SHARE_OF_FREE_MEMORY = 0.5  # the rest is for what is estimated wrongly, and for fragments
-# Image tokens of the prompts of one decoder pass on a CPU, in bytes: larger passes leave its
-# caches. Measured with the tiny SAM: a quarter less time than with 5 times as much.
+# Bytes of the image tokens of one decoder pass on a CPU: larger passes leave its caches. Measured
+# with the tiny SAM: a quarter less time than with 5 times as much.
 CPU_PASS_BYTES = 4 << 20
-# What a decoder pass holds of a prompt at a time on a GPU, in its image tokens in float32: they are
+# What a decoder pass on a GPU holds of a prompt at a time, in its image tokens in float32: they are
 # repeated, projected and upscaled to 4 masks. Counted, not measured.
 TOKENS_OF_PROMPT = 16
-
-
-class Asked(NamedTuple):
-    """What a call of :meth:`~s4m_d2.sam.backend.SamBackend.prompt` asks for."""
-
-    multimask: bool
-    masks: bool
-    features: bool
+_resize = partial(F.interpolate, mode="bilinear", align_corners=False)
 
 
 @dataclass(frozen=True)
@@ -62,30 +56,14 @@ class Frame:
         height, width = (max(int(length * scale + 0.5), 1) for length in image_size)
         return height, width
 
-    def scale(self, image_size: tuple[int, int]) -> tuple[float, float]:
-        """As :meth:`~s4m_d2.sam.backend.SamBackend.grid_scale`."""
-        height, width = self.resized(image_size)
-        return width / self.side, height / self.side
-
     def fill(self, content: Tensor) -> Tensor:
-        """(n, 3, H, W) float RGB in 0..255 of equal size as normalized (n, 3, side, side)."""
+        """(3, H, W) RGB in 0..255, as normalized (1, 3, side, side) float32."""
         height, width = self.resized((content.shape[-2], content.shape[-1]))
+        content = content[None].float()
         if (height, width) != content.shape[-2:]:
-            content = F.interpolate(
-                content, (height, width), mode="bilinear", align_corners=False, antialias=True
-            )
+            content = _resize(content, (height, width), antialias=True)
         normalized = (content - self.mean) / self.std
         return F.pad(normalized, (0, self.side - width, 0, self.side - height))
-
-    def upscale(self, mask_logits: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """As :meth:`~s4m_d2.sam.backend.SamBackend.upscale`."""
-        logits = mask_logits[:, None]
-        if self.padded:
-            square = (self.side, self.side)
-            logits = F.interpolate(logits, square, mode="bilinear", align_corners=False)
-            height, width = self.resized(image_size)
-            logits = logits[..., :height, :width]
-        return F.interpolate(logits, image_size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def build_compute_options(cfg: Any) -> dict[str, Any]:
@@ -96,8 +74,8 @@ def build_compute_options(cfg: Any) -> dict[str, Any]:
 class PointPromptBackend(SamBackend):
     """Encodes images of any sizes in one batch and decodes their prompts together.
 
-    Neither synchronizes, but for labels that are on the device. How many images and prompts share
-    a pass moves results by no more than rounding does. What is returned is float32.
+    Neither synchronizes, but for labels that are on the device. What is returned is float32; how
+    many images and prompts share a pass changes it by rounding alone.
 
     A subclass adds the image encoder (:meth:`_encode_frames`). One whose modules are not like those
     of segment-anything also replaces :meth:`_prepare` and :meth:`_decode`.
@@ -108,8 +86,8 @@ class PointPromptBackend(SamBackend):
         frame: the square that the encoder takes.
         max_prompts: that share a decoder pass.
         max_images: that share an encoder pass; 0: as :class:`ImageBudget` finds.
-        precision: a value of S4M.SAM.PRECISION; a caller's autocast does not count. Positions
-            are computed in float32 with each.
+        precision: a value of S4M.SAM.PRECISION; a caller's autocast does not count, and positions
+            are always computed in float32.
     """
 
     def __init__(
@@ -155,10 +133,15 @@ class PointPromptBackend(SamBackend):
         return f"{path}.pth"
 
     def grid_scale(self, image_size: tuple[int, int]) -> tuple[float, float]:
-        return self.frame.scale(image_size)
+        height, width = self.frame.resized(image_size)
+        return width / self.image_side, height / self.image_side
 
     def upscale(self, mask_logits: Tensor, image_size: tuple[int, int]) -> Tensor:
-        return self.frame.upscale(mask_logits, image_size)
+        logits = mask_logits[:, None]
+        if self.frame.padded:
+            height, width = self.frame.resized(image_size)
+            logits = _resize(logits, 2 * (self.image_side,))[..., :height, :width]
+        return _resize(logits, image_size)[:, 0]
 
     @abstractmethod
     def _encode_frames(self, frames: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -176,16 +159,12 @@ class PointPromptBackend(SamBackend):
 
     def _encode_chunk(self, images: Tensor, sizes: list[tuple[int, int]]) -> tuple[Tensor, ...]:
         """Embeddings and finer maps, float32, of images that go through the encoder together."""
-        frames: dict[int, Tensor] = {}
-        for height, width in dict.fromkeys(sizes):
-            rows = [i for i, size in enumerate(sizes) if size == (height, width)]
-            content = torch.stack([images[i, :, :height, :width] for i in rows]).float()
-            frames.update(zip(rows, self.frame.fill(content), strict=True))
-        stacked = torch.stack([frames[i] for i in range(len(sizes))])
+        pairs = zip(images, sizes, strict=True)
+        frames = torch.cat([self.frame.fill(image[:, :h, :w]) for image, (h, w) in pairs])
         # segment-anything makes indices in each block, on the default device: for those made on
         # the CPU the host would wait.
         with computing_in(self.dtype, self.device), self.device:
-            embeddings, finer_maps = self._encode_frames(stacked)
+            embeddings, finer_maps = self._encode_frames(frames)
         return embeddings.float(), *(finer.float() for finer in finer_maps)
 
     def prompt(
@@ -195,22 +174,20 @@ class PointPromptBackend(SamBackend):
         labels: Sequence[Tensor] | None = None,
         *,
         mask_prompts: Sequence[Tensor] | None = None,
-        multimask: bool = True,
         masks: bool = True,
         features: bool = False,
     ) -> list[PromptOutput]:
         if labels is None:
             labels = [torch.ones(p.shape[:2], dtype=torch.long) for p in points]
-        _check_prompts(encoded, points, labels)
         token_bytes = 4 * self.channels * self.grid_side**2
         together = prompts_per_pass(self.max_prompts, token_bytes, self.device)
-        groups = _group_prompts(_labels_on_host(labels), together)
-        counts, asked = [len(p) for p in points], Asked(multimask, masks, features)
-        results = self._empty_results(sum(counts), asked)
+        groups = _group_prompts(_checked_labels(encoded, points, labels), together)
+        counts = [len(p) for p in points]
+        results = self._empty_results(sum(counts), masks, features)
         if groups:
             clicks = self._frame_points(encoded, points)
             with computing_in(self.dtype, self.device):
-                images = self._prepare(encoded.embeddings, asked)
+                images = self._prepare(encoded.embeddings, masks)
             if mask_prompts is not None:
                 shapes = to_device(torch.cat(list(mask_prompts)), self.device)
         for rows, of_rows, places, kinds in groups:
@@ -224,7 +201,7 @@ class PointPromptBackend(SamBackend):
                 masks=None if mask_prompts is None else shapes[index],
             )
             with computing_in(self.dtype, self.device):
-                found = self._decode(images, encoded.finer_maps, prompts, asked)
+                found = self._decode(images, encoded.finer_maps, prompts, masks, features)
             for name, values in found.items():
                 results[name].index_copy_(0, index, values.float())
         split = {name: values.split(counts) for name, values in results.items()}
@@ -241,40 +218,48 @@ class PointPromptBackend(SamBackend):
         parts = to_device(flat, self.device).split([p.shape[0] * p.shape[1] for p in points])
         return torch.cat([part * frame for part, frame in zip(parts, frames, strict=True)])
 
-    def _prepare(self, embeddings: Tensor, asked: Asked) -> Any:
+    def _prepare(self, embeddings: Tensor, masks: bool) -> Any:
         """What all passes share of the images' (B, C, S, S) embeddings, for :meth:`_decode`."""
-        return (image_input if asked.masks else ImageTokens)(self.decoder, embeddings)
+        return (image_input if masks else ImageTokens)(self.decoder, embeddings)
 
     def _decode(
-        self, images: Any, finer_maps: Sequence[Tensor], prompts: Prompts, asked: Asked
+        self,
+        images: Any,
+        finer_maps: Sequence[Tensor],
+        prompts: Prompts,
+        masks: bool,
+        features: bool,
     ) -> dict[str, Tensor]:
         """Fields of PromptOutput for the prompts of one pass; images: of :meth:`_prepare`."""
-        if isinstance(images, ImageTokens):
+        if not masks:
             return {"features": images.after(prompts)}
         image_tokens, position = images
         hidden, attended = transform_tokens(self.decoder, image_tokens, position, prompts)
-        tokens = slice(1, None) if asked.multimask else slice(0, 1)
         finer = [finer_map[prompts.image_index] for finer_map in finer_maps]
-        logits, ratings = predict_masks(self.decoder, hidden, attended, tokens, finer)
+        logits, ratings = predict_masks(self.decoder, hidden, attended, finer)
         found = {"mask_logits": logits, "iou_predictions": ratings}
-        return found | ({"features": attended} if asked.features else {})
+        return found | ({"features": attended} if features else {})
 
-    def _empty_results(self, count: int, asked: Asked) -> dict[str, Tensor]:
+    def _empty_results(self, count: int, masks: bool, features: bool) -> dict[str, Tensor]:
         """Uninitialized outputs for ``count`` prompts, by field of PromptOutput."""
-        grid = self.grid_side
+        grid, answers = self.grid_side, self.decoder.mask_decoder.num_multimask_outputs
         shapes: dict[str, tuple[int, ...]] = {}
-        if asked.masks:
-            answers = self.decoder.mask_decoder.num_multimask_outputs if asked.multimask else 1
+        if masks:
             shapes["mask_logits"] = (count, answers, 4 * grid, 4 * grid)
             shapes["iou_predictions"] = (count, answers)
-        if asked.features:
+        if features:
             shapes["features"] = (count, self.channels, grid, grid)
         return {name: torch.empty(shape, device=self.device) for name, shape in shapes.items()}
 
 
-def _check_prompts(
+def _checked_labels(
     encoded: EncodedImages, points: Sequence[Tensor], labels: Sequence[Tensor]
-) -> None:
+) -> list[np.ndarray]:
+    """The labels as int64 arrays; synchronizes once if they are not on the CPU.
+
+    InputError: shapes disagree, a label is unknown, or a prompt has one corner of a box, or several
+    boxes.
+    """
     if not len(points) == len(labels) == len(encoded):
         raise InputError(
             f"{len(encoded)} encoded images, but points for {len(points)} and labels for "
@@ -286,14 +271,6 @@ def _check_prompts(
                 f"image {number} has points {tuple(p.shape)} and labels {tuple(x.shape)}; "
                 "expected (N, P, 2) and (N, P)"
             )
-
-
-def _labels_on_host(labels: Sequence[Tensor]) -> list[np.ndarray]:
-    """The labels as int64 arrays; synchronizes once if they are not on the CPU.
-
-    Raises:
-        InputError: a label is unknown, or a prompt has one corner of a box, or several boxes.
-    """
     arrays = to_host(*labels)
     for number, array in enumerate(arrays):
         corners = np.stack([(array == label).sum(axis=-1) for label in BOX_LABELS])
@@ -356,13 +333,11 @@ def computing_in(dtype: torch.dtype, device: torch.device) -> torch.autocast:
 
 
 class ImageBudget:
-    """How many images go through the encoder together.
+    """How many images go through the encoder together: S4M.SAM.MAX_IMAGES.
 
-    Args:
-        max_images: S4M.SAM.MAX_IMAGES. 0: on the CPU one, as a batch leaves its caches and takes
-            longer; on a GPU the first image goes alone, and what it needs beyond the memory held
-            before tells how many of the next ones fit into half of the memory that is free when
-            they come.
+    0: on the CPU one, as a batch leaves its caches and takes longer; on a GPU the first image goes
+    alone, and what it needs beyond the memory held before tells how many of the next ones fit into
+    half of the memory that is free when they come.
     """
 
     def __init__(self, max_images: int = 0) -> None:

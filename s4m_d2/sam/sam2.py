@@ -1,11 +1,8 @@
-"""SAM 2 and 2.1 (Ravi et al., 2024) on single images, through the sam2 package.
+"""SAM 2 and 2.1 (Ravi et al., 2024) on single images, by the classes of the sam2 package.
 
-The classes are the package's; only the part that images need is built, and built directly: the
-package's own builder composes its configs in Hydra's global state. SAM 2 and 2.1 differ in the
-parts for video alone, so either's weights fit.
-
-The package is optional (``s4m_d2[sam2]``) and is imported where a backend is built; its import
-initializes Hydra's global state, unless that has been done before.
+Only the part that images need is built, and built directly: the package's own builder composes its
+configs in Hydra's global state. SAM 2 and 2.1 differ in the parts for video alone, so either's
+weights fit. The package is optional (``s4m_d2[sam2]``) and is imported where a backend is built.
 """
 
 from __future__ import annotations
@@ -31,11 +28,6 @@ TOP_DOWN_LEVELS = [2, 3]  # of the feature pyramid; the two finest maps are the 
 DROPPED_LEVELS = 1  # the coarsest map of the pyramid is not an output
 # What the published files hold beside the image model, by the start of the parameter's name.
 VIDEO_ONLY = ("mask_downsample.", "maskmem_", "memory_", "no_mem_pos_enc", "no_obj_", "obj_ptr_")
-NEEDS_PACKAGE = (
-    "S4M.SAM.BACKEND sam2 needs the package sam2, which is not installed here. With PyTorch 2.5.1 "
-    'or newer: pip install "s4m_d2[sam2]" (add --no-build-isolation, and its build does not '
-    "download another PyTorch)"
-)
 
 
 @dataclass(frozen=True)
@@ -61,9 +53,7 @@ SIZES = {
 class Sam2Backend(PointPromptBackend):
     """A ``SAM2Base`` with the published settings, used as in the package's ``SAM2ImagePredictor``.
 
-    An image's content is stretched to the square, so it covers the whole grid. A single mask
-    (``multimask=False``) is always that of the single-mask token; models of the package's builder
-    may replace it by another mask if it is unstable.
+    An image's content is stretched to the square, so it covers the whole grid.
     """
 
     def __init__(self, sam: Any, **options: Any) -> None:
@@ -127,7 +117,11 @@ def sam2(cfg: Any) -> Sam2Backend:
     except ModuleNotFoundError as error:
         if error.name not in ("sam2", "hydra"):  # installed but broken: show its own error
             raise
-        raise ConfigError(NEEDS_PACKAGE) from None
+        raise ConfigError(
+            "S4M.SAM.BACKEND sam2 needs the package sam2, which is not installed here. With "
+            'PyTorch 2.5.1 or newer: pip install "s4m_d2[sam2]" (add --no-build-isolation, and its '
+            "build does not download another PyTorch)"
+        ) from None
     sam = load_sam(
         lambda: build_sam2_image_model(SIZES[model_type]),
         cfg.S4M.SAM.CHECKPOINT,

@@ -45,11 +45,7 @@ _NAMES = (  # MobileSAM's, and timm's, where a downsampling belongs to the stage
 
 
 class SegmentAnythingBackend(PointPromptBackend):
-    """Any model of segment-anything's classes.
-
-    The longer side of an image's content is resized to ``image_side``, and the square is padded on
-    the right or at the bottom, as in the library.
-    """
+    """Any model of segment-anything's classes."""
 
     def __init__(self, sam: Sam, **options: Any) -> None:
         """Freeze ``sam``; options as those of :class:`PointPromptBackend`."""
@@ -67,7 +63,7 @@ class TinyViTEncoder(nn.Module):
         super().__init__()
         self.img_size = IMAGE_SIDE
         timm = import_timm("S4M.SAM.MODEL_TYPE vit_t")
-        network = timm.models.tiny_vit.tiny_vit_5m_224(num_classes=0)
+        network = timm.create_model("tiny_vit_5m_224", num_classes=0)
         self.patch_embed, self.stages = network.patch_embed, network.stages
         self.stages[-1].downsample.conv2.conv.stride = (1, 1)
         self.neck = nn.Sequential(
@@ -78,8 +74,7 @@ class TinyViTEncoder(nn.Module):
         )
 
     def train(self, mode: bool = True) -> TinyViTEncoder:
-        """As PyTorch's, but timm's attentions never cache their biases: S4M.SAM.ADAPT trains them
-        in eval mode."""
+        """As PyTorch's, but timm's attentions never cache biases: S4M.SAM.ADAPT trains in eval."""
         super().train(mode)
         for module in self.modules():
             if hasattr(module, "attention_bias_cache"):
@@ -113,11 +108,7 @@ def build_mobile_sam() -> Sam:
 
 
 def timm_name(name: str) -> str:
-    """The model's name of a parameter in MobileSAM's file; its own names are unchanged.
-
-    >>> timm_name("image_encoder.layers.1.downsample.conv2.c.weight")
-    'image_encoder.stages.2.downsample.conv2.conv.weight'
-    """
+    """The model's name of a parameter in MobileSAM's file; its own names are unchanged."""
     for pattern, replacement in _NAMES if name.startswith("image_encoder.") else ():
         name = pattern.sub(replacement, name)
     return name
@@ -179,6 +170,12 @@ def build_tiny_sam() -> Sam:
     return sam
 
 
+def _backend(cfg: Any, *source: Any) -> SegmentAnythingBackend:
+    """source: as :func:`load_sam` takes it."""
+    sam: Any = load_sam(*source)
+    return SegmentAnythingBackend(sam.to(cfg.MODEL.DEVICE), **build_compute_options(cfg))
+
+
 @SAM_BACKEND_REGISTRY.register()
 def segment_anything(cfg: Any) -> SegmentAnythingBackend:
     """Build the published model of ``cfg.S4M.SAM``."""
@@ -186,22 +183,18 @@ def segment_anything(cfg: Any) -> SegmentAnythingBackend:
     check_model_type("segment_anything", model_type)
     path = cfg.S4M.SAM.CHECKPOINT
     if model_type == "vit_t":
-        sam = load_sam(build_mobile_sam, path, model_type, CLASSIFIER, timm_name)
-    else:
-        sam = load_sam(sam_model_registry[model_type], path, model_type)
-    return SegmentAnythingBackend(sam.to(cfg.MODEL.DEVICE), **build_compute_options(cfg))
+        return _backend(cfg, build_mobile_sam, path, model_type, CLASSIFIER, timm_name)
+    return _backend(cfg, sam_model_registry[model_type], path, model_type)
 
 
 @SAM_BACKEND_REGISTRY.register()
 def tiny(cfg: Any) -> SegmentAnythingBackend:
     """The packaged SAM for photographs, or its model with the weights of S4M.SAM.CHECKPOINT."""
-    sam = load_sam(build_tiny_sam, cfg.S4M.SAM.CHECKPOINT or TINY_WEIGHTS, "tiny")
-    return SegmentAnythingBackend(sam.to(cfg.MODEL.DEVICE), **build_compute_options(cfg))
+    return _backend(cfg, build_tiny_sam, cfg.S4M.SAM.CHECKPOINT or TINY_WEIGHTS, "tiny")
 
 
 @SAM_BACKEND_REGISTRY.register()
 def tiny_toyscapes(cfg: Any) -> SegmentAnythingBackend:
     """The packaged SAM for toyscapes, or its model with the weights of S4M.SAM.CHECKPOINT."""
     path = cfg.S4M.SAM.CHECKPOINT or TOYSCAPES_WEIGHTS
-    sam = load_sam(build_tiny_toyscapes, path, "tiny_toyscapes")
-    return SegmentAnythingBackend(sam.to(cfg.MODEL.DEVICE), **build_compute_options(cfg))
+    return _backend(cfg, build_tiny_toyscapes, path, "tiny_toyscapes")

@@ -19,9 +19,7 @@ from s4m_d2.transfers import to_device
 
 
 class ARP:
-    """Pastes instances between pairs of images of a batch, both ways.
-
-    The batch is that of one process: images on different processes are never paired.
+    """Pastes instances between pairs of images of a process' batch, both ways.
 
     Of B images, ``max(1, floor(pair_fraction * B))`` disjoint pairs are drawn (none if B < 2). Each
     image of a pair receives the other's instances of at least ``min_area`` px, as they were before
@@ -33,12 +31,11 @@ class ARP:
     frame (or covers it, along an axis where it is too long). The same transform samples the image
     bilinearly and the mask at the nearest pixel.
 
-    Synchronizes once for the areas after pasting, and once more if the host does not know the areas
-    of the labels.
+    Synchronizes once for the areas after pasting, and once more unless the host knows the labels'.
 
     Args:
         min_area: px of the refined mask.
-        pair_fraction: number of pairs, as a share of the images of the batch, in (0, 0.5].
+        pair_fraction: in (0, 0.5].
         random_placement: False: static; True: dynamic.
         scale_range: (low, high) of the scale, > 0; dynamic only.
     """
@@ -82,7 +79,7 @@ class ARP:
         Args:
             images: (3, H, W) each, uint8 or floating point, of any sizes.
             labels: refined pseudo-labels at the size of their image.
-            generators: one for each image, on any device; None: PyTorch's own. The first draws the
+            generators: one for each image, on the CPU; None: PyTorch's own. The first draws the
                 pairs, then each draws the placements of what its image receives.
         """
         sources: Sequence[Generator | None] = generators or [None] * len(images)
@@ -99,7 +96,7 @@ class ARP:
     def _draw_pairs(self, batch: int, generators: Sequence[Generator | None]) -> list[list[int]]:
         if batch < 2:
             return []
-        order = torch.randperm(batch, generator=generators[0], device=_device_of(generators[0]))
+        order = torch.randperm(batch, generator=generators[0])
         pairs = max(1, math.floor(self.pair_fraction * batch))
         return order[: 2 * pairs].view(pairs, 2).tolist()
 
@@ -113,10 +110,11 @@ class ARP:
     ) -> tuple[Tensor, PseudoLabels]:
         if not len(pasted):
             return base, own
-        place = partial(_clip, size=own.image_size)
+        size = own.image_size
+        place = partial(_clip, size=size)
         if self.random_placement:
-            placement = draw_placement(pasted.masks, own.image_size, self.scale_range, generator)
-            place = partial(placement.place, size=own.image_size)
+            placement = draw_placement(pasted.masks, size, self.scale_range, generator)
+            place = partial(placement.place, size=size)
         placed = place(pasted.masks)
         owner, masks = _occluded(torch.cat([own.masks, placed]))
         covered = owner > len(own)
@@ -173,14 +171,10 @@ class Placement:
     """Placement of N instances of a source frame in a base frame: base = scale * source + offset.
 
     Coordinates are continuous pixels; pixel (i, j) has its center at (j + 0.5, i + 0.5).
-
-    Attributes:
-        scale: (N,) float32, > 0.
-        offset: (N, 2) float32, (x, y).
     """
 
-    scale: Tensor
-    offset: Tensor
+    scale: Tensor  #: (N,) float32, > 0
+    offset: Tensor  #: (N, 2) float32, (x, y)
 
     def place(self, values: Tensor, size: tuple[int, int]) -> Tensor:
         """Place (N, H, W) values of the source in the base frame of ``size``, nearest pixel; 0
@@ -194,11 +188,8 @@ class Placement:
         return placed.masked_fill_(~(row_inside[:, :, None] & column_inside[:, None, :]), 0)
 
     def place_pixels(self, source: Tensor, base: Tensor, covered: Tensor, owner: Tensor) -> Tensor:
-        """Copy ``base`` and replace the pixels that are ``covered``, (H, W) bool, by an instance.
-
-        They are sampled bilinearly from ``source`` (its border is repeated) with the transform of
-        the instance whose number, from 0, is in ``owner`` (H, W).
-        """
+        """Copy ``base``, with what is ``covered``, (H, W) bool, sampled bilinearly from ``source``
+        (its border is repeated) by the transform of the instance numbered in ``owner`` (H, W)."""
         instance = owner.flatten().long().clamp(0, len(self.scale) - 1)
         pixels, width = torch.arange(len(instance), device=owner.device), base.shape[2]
         points = torch.stack([pixels % width, pixels // width], dim=-1) + 0.5
@@ -221,10 +212,9 @@ def draw_placement(
 ) -> Placement:
     """Draw a scale and a position in a frame of ``size`` (H, W) for each non-empty mask.
 
-    Three draws per instance, on the generator's device: scale, x and y.
+    Three draws per instance: scale, x and y.
     """
-    draws = torch.rand((len(masks), 3), generator=generator, device=_device_of(generator))
-    draws = to_device(draws, masks.device)
+    draws = to_device(torch.rand((len(masks), 3), generator=generator), masks.device)
     low, high = scale_range
     scale = low + (high - low) * draws[:, 0]
     start, end = mask_boxes(masks).split(2, dim=1)  # (N, 2), (x, y)
@@ -239,17 +229,12 @@ def _read_bilinear(image: Tensor, points: Tensor) -> Tensor:
     floor = points.floor()
     x0, y0 = floor.long().unbind(-1)
     x1, y1 = torch.minimum(floor + 1, limit).long().unbind(-1)
-    values = image if image.is_floating_point() else image.to(torch.float32)
+    values = image if image.is_floating_point() else image.float()
     wx, wy = (points - floor).to(values.dtype).unbind(-1)
     top = torch.lerp(values[:, y0, x0], values[:, y0, x1], wx)
     bottom = torch.lerp(values[:, y1, x0], values[:, y1, x1], wx)
     read = torch.lerp(top, bottom, wy)
     return read if image.is_floating_point() else read.round()
-
-
-def _device_of(generator: Generator | None) -> torch.device:
-    """The device on which a generator draws; PyTorch's default one draws on the CPU."""
-    return torch.device("cpu") if generator is None else generator.device
 
 
 def _crop_area(cfg) -> float:

@@ -1,7 +1,8 @@
-"""The teacher: a frozen model, updated as the EMA of the student (Guided Distillation)."""
+"""The teacher: a frozen model, after burn-in the EMA of the student (Guided Distillation)."""
 
 from __future__ import annotations
 
+from enum import Enum
 from itertools import chain
 from types import MethodType
 
@@ -9,20 +10,32 @@ import torch
 from torch import Tensor, nn
 
 from s4m_d2.errors import InputError, require
-from s4m_d2.semi.burn_in import TeacherPhase
+
+
+class TeacherPhase(Enum):
+    """Update of the teacher before it labels an iteration's batch; values are logged."""
+
+    FROZEN = 0  #: none: the stage-1 teacher
+    COPY = 1  #: copied from the student
+    EMA = 2  #: exponential moving average of the student
+
+
+def teacher_phase(iteration: int, burn_in: int) -> TeacherPhase:
+    """The phase of ``iteration`` (from 0): frozen before ``burn_in``, a copy at it, then EMA."""
+    require("S4M.BURN_IN", burn_in, burn_in >= 0, "0 or more iterations")
+    if iteration < burn_in:
+        return TeacherPhase.FROZEN
+    return TeacherPhase.COPY if iteration == burn_in else TeacherPhase.EMA
 
 
 class EMATeacher:
-    """Freezes a model and updates it from a student of the same architecture.
+    """Freezes a model, in place, and updates it from a student of the same architecture.
 
-    The model is put into eval mode permanently: ``train()`` on it, on one of its parts or on a
-    module that contains it has no effect on it. Its parameters have no gradients.
-
-    Not an ``nn.Module``, so that a trained model can have it as an attribute without containing the
-    teacher's weights.
+    The model stays in eval mode: ``train()`` on it, on a part of it or on a module that contains it
+    has no effect on it. Not an ``nn.Module``: as an attribute it adds no weights to a model.
 
     Args:
-        teacher: the model to freeze, in place.
+        teacher: the model.
         decay: d in ``teacher <- d * teacher + (1 - d) * student``, in [0, 1].
     """
 
@@ -66,5 +79,4 @@ def _pairs(teacher: nn.Module, student: nn.Module) -> list[tuple[Tensor, Tensor]
 
 
 def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
-    """Replacement of ``nn.Module.train``."""
     return module

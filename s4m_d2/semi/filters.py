@@ -1,9 +1,6 @@
-"""Filters of pseudo-labels that are not part of the paper.
-
-Score thresholds by class, as in FlexMatch and FreeMatch, of queries instead of images; the quality
-of masks, apart from their class probability; duplicates: several queries of a teacher often find
-one instance or parts of it, and prompted with points in each part, SAM returns the same whole
-instance for every query.
+"""Filters of pseudo-labels that are not part of the paper: score thresholds by class, as in
+FlexMatch and FreeMatch, the quality of masks, and duplicates: several queries often find parts of
+one instance, and prompted with points in each part, SAM returns the whole instance each time.
 """
 
 from __future__ import annotations
@@ -80,12 +77,11 @@ def mask_quality(selection: Selection, refined: PseudoLabels, logit_thresh: floa
     """(N,) quality in [0, 1]: certainty * agreement * SAM's predicted IoU.
 
     The certainty is the mean of the teacher's mask probabilities inside its mask (the mask score of
-    Mask2Former), the agreement the IoU of the teacher's and the refined mask at image size. What
-    does not exist counts as 1: without SAM, or where the teacher's mask was kept, the quality is
-    the certainty alone.
+    Mask2Former), the agreement the IoU of the teacher's and the refined mask at image size. Without
+    SAM, or where the teacher's mask was kept, the quality is the certainty alone.
 
     Args:
-        selection: the teacher's N masks, each with a pixel.
+        selection: the teacher's N masks.
         refined: the same instances after refinement.
         logit_thresh: of the teacher's masks at image size.
     """
@@ -119,11 +115,11 @@ def drop_duplicates(
         iou_thresh: the IoU of the masks must exceed it, in [0, 1]; or
         overlap_thresh: the share of the smaller mask that both have must exceed this.
     """
-    kept = []
-    for label in labels:
-        values = label.scores if label.quality is None else label.scores * label.quality
-        found = are_duplicates(label.masks, values, iou_thresh, overlap_thresh=overlap_thresh)
-        kept.append(~found)
+    values = [x.scores if x.quality is None else x.scores * x.quality for x in labels]
+    kept = [
+        ~are_duplicates(x.masks, value, iou_thresh, overlap_thresh=overlap_thresh)
+        for x, value in zip(labels, values, strict=True)
+    ]
     return _keep(labels, kept)
 
 

@@ -16,21 +16,14 @@ from s4m_d2.transfers import to_device, to_host
 
 @dataclass(frozen=True)
 class Selection:
-    """The kept predictions of one image, at the prediction's resolution, without padding.
+    """The kept predictions of one image, at the prediction's resolution, without padding."""
 
-    Attributes:
-        labels: N pseudo-labels with (N, h', w') masks, each with a pixel.
-        mask_logits: (N, h', w') float32 logits of these masks.
-        content_size: (h', w') extent of the image content in the masks' pixels; fractional where
-            the content ends inside the last row or column.
-        stats: counts of ``queries``, ``dropped_no_object``, ``dropped_score``, ``dropped_area``,
-            ``dropped_non_finite`` (each query counts for the first rule that drops it) and
-            ``kept``.
-    """
-
-    labels: PseudoLabels
-    mask_logits: Tensor
+    labels: PseudoLabels  #: N with (N, h', w') masks, each with a pixel
+    mask_logits: Tensor  #: (N, h', w') float32, of these masks
+    #: (h', w') of the content in the masks' pixels; fractional where it ends inside the last ones
     content_size: tuple[float, float]
+    #: of ``queries``: ``dropped_no_object``, ``dropped_score``, ``dropped_area``,
+    #: ``dropped_non_finite`` (each counts for the first rule that drops it) and ``kept``
     stats: dict[str, int]
 
 
@@ -50,12 +43,10 @@ def select_pseudo_labels(
     pixel are dropped too. Synchronizes once.
 
     Args:
-        pred_logits: of each image (Q, K + 1) class logits; the last class is no-object. Q may
-            differ.
+        pred_logits: of each image (Q, K + 1) class logits, the last of no-object; Q may differ.
         pred_masks: of each image (Q, h, w) mask logits with padding (content at the top left).
-        content_sizes: of each image (h', w') of the content in prediction pixels; padding is
-            ignored. They may be fractional, H_content * h / H_padded; the masks have ceil(h') x
-            ceil(w') pixels.
+        content_sizes: of each image (h', w') of the content in prediction pixels, which may be
+            fractional, H_content * h / H_padded; the masks have ceil(h') x ceil(w') pixels.
         score_thresh: the class probability must exceed it; or (K,), one for each class.
         min_area: the sum of the mask's probabilities must exceed it, px of the prediction.
         mask_thresh: a pixel belongs to the mask if its probability exceeds it.

@@ -21,10 +21,9 @@ from torch import Generator, Tensor
 
 from s4m_d2.errors import registered, require
 from s4m_d2.sam.backend import EncodedImages
-from s4m_d2.sam.point_prompts import BOX_LABELS
-from s4m_d2.semi.mask_points import neighbor_points, sample_mask_points
+from s4m_d2.sam.point_prompts import BOX_LABELS, PADDING_LABEL
 from s4m_d2.semi.pseudo_labels import Selection
-from s4m_d2.structures import MAX_BYTE, PseudoLabels, mask_areas, mask_boxes
+from s4m_d2.structures import MAX_BYTE, PseudoLabels, known_areas, mask_areas, mask_boxes
 from s4m_d2.transfers import to_device, to_host
 
 REFINER_REGISTRY = Registry("REFINER")
@@ -35,29 +34,21 @@ AUTO_PROMPT = "auto"  # another value: chosen by the gate; points until then
 MASKS_AT_ONCE = 16  # masks resized to image size together; bounds the memory
 NO_MASK = -1e3  # logit of an empty mask, below any threshold
 MAX_PROMPT_LOGIT = 32.0  # of SAM's mask prompt, as SAM 2 clamps its own
+MAX_GAP = 80.0  # largest difference to a mask's highest logit, so that no weight inside is zero
+OUTSIDE = 1e30  # subtracted from the logits of pixels outside a mask
 
 
 @dataclass(frozen=True)
 class Refinement:
-    """Pseudo-labels at image size.
+    """Pseudo-labels at image size."""
 
-    Attributes:
-        labels: for each image, its pseudo-labels with (N, H, W) masks at content size; masks may
-            be empty.
-        predicted_ious: predicted IoUs of SAM's masks, all images together; empty without SAM.
-        num_fallbacks: instances that kept the teacher's mask, because SAM returned none, an empty
-            one, or one with too little agreement.
-        num_instances: of how many; None: as many as ``predicted_ious``.
-        num_low_quality: dropped masks of low quality; None: not searched.
-        num_duplicates: dropped duplicates; None: not searched.
-    """
-
-    labels: list[PseudoLabels]
-    predicted_ious: Tensor
+    labels: list[PseudoLabels]  #: of each image, (N, H, W) masks of its content; may be empty
+    predicted_ious: Tensor  #: of SAM's masks, all images together; empty without SAM
+    #: instances that keep the teacher's mask: SAM's is empty, not finite or agrees too little
     num_fallbacks: int = 0
-    num_instances: int | None = None
-    num_low_quality: int | None = None
-    num_duplicates: int | None = None
+    num_instances: int | None = None  #: of how many; None: as many as ``predicted_ious``
+    num_low_quality: int | None = None  #: dropped masks of low quality; None: not searched
+    num_duplicates: int | None = None  #: dropped duplicates; None: not searched
 
 
 class TeacherMasks:
@@ -90,9 +81,9 @@ class PointRefiner:
     """Replaces each mask by SAM's mask for points inside it, or for its box.
 
     The points of a mask are drawn by :func:`sample_mask_points` and form one prompt. Of SAM's
-    multi-mask output the mask with the highest predicted IoU is used, thresholded at logit 0; masks
-    or IoUs that are not finite are ignored. If no mask remains, or it is empty, the teacher's mask
-    is kept. Classes and scores do not change.
+    masks the one with the highest predicted IoU is used, thresholded at logit 0; masks or IoUs that
+    are not finite are ignored. If no mask remains, or it is empty, the teacher's mask is kept.
+    Classes and scores do not change.
 
     Args:
         backend: a :class:`~s4m_d2.sam.backend.SamBackend`.
@@ -125,12 +116,9 @@ class PointRefiner:
         require("S4M.REFINE.MIN_AGREEMENT", min_agreement, is_share, "a number in [0, 1]")
         require("S4M.REFINE.NEGATIVE_POINTS", negative_points, negative_points >= 0, "0 or more")
         require("S4M.REFINE.TRIES", tries, tries >= 1, "1 or more")
+        self.backend, self.num_points, self.prompt = backend, num_points, prompt
         self.negative_points, self.mask_prompt, self.tries = negative_points, mask_prompt, tries
-        self.prompt = prompt
-        self.min_agreement = min_agreement
-        self.backend = backend
-        self.num_points = num_points
-        self.logit_thresh = logit(mask_thresh)
+        self.min_agreement, self.logit_thresh = min_agreement, logit(mask_thresh)
 
     @classmethod
     def from_config(cls, cfg, backend) -> dict:
@@ -157,10 +145,7 @@ class PointRefiner:
             selections: one for each image.
             images: (B, 3, H, W) RGB, 0..255, padded at the bottom and right: the weak view.
             image_sizes: (H, W) of the contents.
-            generators: one for each image, on any device; None: PyTorch's own.
-
-        Returns:
-            Labels at content size.
+            generators: one for each image, on the CPU; None: PyTorch's own.
         """
         labels = [PseudoLabels.empty(size, images.device) for size in image_sizes]
         active = [i for i, selection in enumerate(selections) if len(selection.labels)]
@@ -229,8 +214,7 @@ class PointRefiner:
             parts.append(sample_mask_points(selection, self.num_points, generator))
         if self.prompt != "points":
             masks = selection.labels.masks
-            extent = to_device(selection.content_size[::-1], masks.device, torch.float32)
-            corners = (mask_boxes(masks).view(-1, 2, 2) / extent).clamp(max=1.0)
+            corners = _normalized(mask_boxes(masks).view(-1, 2, 2), selection)
             parts.append((corners, torch.tensor(BOX_LABELS).expand(len(masks), 2)))
         if self.negative_points:
             parts.append(neighbor_points(selection, self.negative_points))
@@ -261,6 +245,92 @@ def build_refiner(cfg, backend) -> Callable[..., Refinement]:
         return TeacherMasks(cfg.S4M.PSEUDO_LABEL.MASK_THRESH)
     entry = registered(REFINER_REGISTRY, "S4M.REFINE.METHOD", cfg.S4M.REFINE.METHOD)
     return entry(cfg, backend)
+
+
+def sample_mask_points(
+    selection: Selection, num_points: int, generator: Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draw points inside each mask, without replacement, P(pixel) ∝ softmax of the mask logits.
+
+    The softmax is over the pixels inside the mask. Pixels are drawn one after the other by inverse
+    transform sampling, first the row, then the column, for all masks at once; each point uses one
+    random number. Differences of logits are clamped at MAX_GAP.
+
+    Returns:
+        points (N, P, 2): pixel centers (x, y), normalized to the content, within [0, 1];
+        labels (N, P) int64, on the CPU: 1, or -1 (padding) for a mask with fewer than P pixels.
+    """
+    masks = selection.labels.masks
+    draws = torch.rand((len(masks), num_points), generator=generator, dtype=torch.float64)
+    pixels = _draw(selection.mask_logits, masks, to_device(draws, masks.device))
+    [areas] = known_areas([selection.labels])
+    labels = np.where(np.arange(num_points) < areas[:, None], 1, PADDING_LABEL)
+    return _normalized(pixels + 0.5, selection), torch.from_numpy(labels)
+
+
+def neighbor_points(selection: Selection, num_points: int) -> tuple[Tensor, Tensor]:
+    """Negative points for each mask: one in each of the nearest other masks, by their centers.
+
+    It is the pixel of the other mask with the highest logit that is not in this one.
+
+    Returns:
+        points (N, P, 2), as of :func:`sample_mask_points`, and labels (N, P) int64: 0, or -1
+        (padding) where the other mask has no such pixel; on the device, P < N.
+    """
+    masks, logits = selection.labels.masks, selection.mask_logits
+    count, _, width = masks.shape
+    profiles = [masks.sum(dim=dim, dtype=torch.float32) for dim in (2, 1)]  # of rows, of columns
+    sums = [(x * torch.arange(x.shape[1], device=x.device)).sum(dim=1) for x in profiles]
+    centers = torch.stack(sums, dim=1) / profiles[0].sum(dim=1, keepdim=True)
+    distances = torch.cdist(centers, centers).fill_diagonal_(torch.inf)
+    nearest = distances.topk(max(min(num_points, count - 1), 0), largest=False).indices
+    points, labels = [centers.new_zeros(count, 0, 2)], [nearest.new_zeros(count, 0)]
+    for other in nearest.unbind(dim=1):
+        beside = logits[other].masked_fill(masks | ~masks[other], -torch.inf).flatten(1)
+        highest, place = beside.max(dim=1, keepdim=True)
+        points.append(torch.stack([place % width, place // width], dim=2) + 0.5)
+        labels.append(torch.where(highest > -torch.inf, 0, PADDING_LABEL))
+    return _normalized(torch.cat(points, dim=1), selection), torch.cat(labels, dim=1)
+
+
+def _normalized(points: Tensor, selection: Selection) -> Tensor:
+    """Points (N, P, 2), (x, y) in pixels of a selection's masks, in [0, 1] over the content."""
+    extent = to_device(selection.content_size[::-1], points.device, torch.float32)
+    return (points / extent).clamp(max=1.0)
+
+
+def _draw(logits: Tensor, masks: Tensor, draws: Tensor) -> Tensor:
+    """(N, P, 2) pixels (x, y) inside (N, h, w) masks by (N, P) float64 draws in [0, 1)."""
+    inside = masks.view(torch.uint8).to(logits.dtype)
+    weights = (inside - 1.0).mul_(OUTSIDE).add_(logits)
+    weights = weights.sub_(weights.amax(dim=(1, 2), keepdim=True)).clamp_(min=-MAX_GAP).exp_()
+    weights.mul_(inside)
+    of_rows = weights.sum(dim=2).double()
+    mask = torch.arange(len(weights), device=weights.device)
+    pixels = []
+    for draw in draws.unbind(dim=1):
+        row, share = _invert(of_rows, draw)
+        line = weights[mask, row].double()
+        column, _ = _invert(line, share)
+        pixels.append(torch.stack([column, row], dim=1))
+        weights[mask, row, column] = weights.new_zeros(())  # without replacement
+        left = line.scatter_(1, column[:, None], 0.0).sum(dim=1, keepdim=True)
+        of_rows.scatter_(1, row[:, None], left)
+    return torch.stack(pixels, dim=1)
+
+
+def _invert(weights: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) indices drawn with P ∝ (N, L) weights, and the rest of each draw, uniform in [0, 1).
+
+    An index of weight zero is drawn only if all weights are zero.
+    """
+    ends = weights.cumsum(dim=1)
+    target = draw * ends[:, -1]
+    place = (ends <= target[:, None]).sum(dim=1).clamp(max=weights.shape[1] - 1)
+    weight = weights.gather(1, place[:, None])[:, 0]
+    start = ends.gather(1, place[:, None])[:, 0] - weight
+    below_one = 1.0 - torch.finfo(weights.dtype).eps
+    return place, ((target - start) / weight).nan_to_num().clamp(0.0, below_one)
 
 
 def teacher_masks(

@@ -18,8 +18,8 @@ REFERENCE = re.compile(r"`((?:[\w.]+/)*\w+\.py)`: ((?:`[A-Za-z_][\w.]*`(?:, | an
 STEP = re.compile(r"^\*\*(\d+)\. (.+?)\*\*(.*?)(?=^\*\*\d|^## |\Z)", re.MULTILINE | re.DOTALL)
 METHOD = (ROOT / "docs" / "method.md").read_text()
 # The concepts of the paper; each has a file named after it.
-CONCEPTS = "losses/structural_distillation semi/pseudo_labels semi/mask_points semi/refinement"
-CONCEPTS += " semi/arp semi/burn_in semi/ema_teacher engine/labeling/pseudo_labeling"
+CONCEPTS = "losses/structural_distillation semi/pseudo_labels semi/refinement semi/arp"
+CONCEPTS += " semi/ema_teacher engine/labeling/pseudo_labeling"
 CONCEPTS += " engine/training/step engine/training/trainer"
 
 

@@ -46,7 +46,7 @@ class RandomSam(SamBackend):
         numbers = images.mean(dim=(1, 2, 3)).round().long()
         return EncodedImages(numbers, list(image_sizes))
 
-    def prompt(self, encoded, points, labels=None, *, multimask=True, masks=True, features=False):
+    def prompt(self, encoded, points, labels=None, *, masks=True, features=False):
         assert features and not masks and labels is None
         self.largest_call = max(self.largest_call, sum(map(len, points)))
         outputs = []

@@ -108,54 +108,46 @@ def test_on_a_gpu_only_labels_that_are_there_cost_a_wait(backend):
     images, sizes = three_images()
     points, labels = mixed_prompts()
     images, points = images.cuda(), [p.cuda() for p in points]
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        encoded = there.encode(images, sizes)
-        there.prompt(encoded, points, labels, features=True)
-        there.prompt(encoded, points)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    labels = [x.cuda() for x in labels]
+    on_device = [x.cuda() for x in labels]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            there.prompt(encoded, points, labels)
+            encoded = there.encode(images, sizes)
+            there.prompt(encoded, points, labels, features=True)
+            there.prompt(encoded, points)
+            without_labels = [str(w.message) for w in caught]
+            there.prompt(encoded, points, on_device)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+    assert not any("synchronizing" in text for text in without_labels)
     assert ["synchronizing" in str(w.message) for w in caught].count(True) == 1
 
 
 def test_the_precision_is_the_backends_own_and_positions_keep_all_of_it(backend):
-    """A caller's autocast does not count. Seen where the decoder works."""
+    """A caller's autocast does not count. Positions are seen where the decoder works."""
     points, labels = mixed_prompts()
     coarse = type(backend)(backend.sam, precision="bfloat16")
-    exact = backend.encode(*three_images()).embeddings
-    types, positions = [], []
-    decoder = backend.decoder.mask_decoder
-    hooks = [
-        decoder.iou_prediction_head.layers[0].register_forward_hook(
-            lambda module, args, output: types.append(output.dtype)
-        ),
-        decoder.transformer.register_forward_pre_hook(
-            lambda module, args, named: positions.append(args[1:] or [named[x] for x in NAMED]),
-            with_kwargs=True,
-        ),
-    ]
+    positions = []
+    hook = backend.decoder.mask_decoder.transformer.register_forward_pre_hook(
+        lambda module, args, named: positions.append(args[1:] or [named[x] for x in NAMED]),
+        with_kwargs=True,
+    )
+
+    def answers(sam):
+        encoded = sam.encode(*three_images())
+        (first, *_) = sam.prompt(encoded, points, labels)
+        return encoded.embeddings, first.mask_logits, first.iou_predictions
+
+    exact = answers(backend)
     with torch.autocast("cpu", torch.bfloat16):
-        encoded = backend.encode(*three_images())
-        backend.prompt(encoded, points, labels)
-    low = coarse.encode(*three_images())
-    answers = coarse.prompt(low, points, labels)
-    for hook in hooks:
-        hook.remove()
-    assert torch.equal(encoded.embeddings, exact) and not torch.equal(low.embeddings, exact)
-    assert low.embeddings.dtype == answers[0].mask_logits.dtype == torch.float32
-    half = len(types) // 2
-    assert set(types[:half]) == {torch.float32} and set(types[half:]) == {torch.bfloat16}
-    half = len(positions) // 2
-    for first, second in zip(positions[:half], positions[half:], strict=True):
-        assert all(map(torch.equal, first, second))
+        assert all(map(torch.equal, exact, answers(backend)))
+    for low, value in zip(answers(coarse), exact, strict=True):
+        assert low.dtype == torch.float32 and not torch.equal(low, value)
+    hook.remove()
+    third = len(positions) // 3
+    for first, last in zip(positions[:third], positions[-third:], strict=True):
+        assert all(map(torch.equal, first, last))
 
 
 @pytest.mark.parametrize(

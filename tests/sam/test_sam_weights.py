@@ -1,18 +1,34 @@
-"""Building backends from a config, and the errors of missing, damaged and wrong weights."""
+"""Building backends from a config: packaged and published weights, MobileSAM's (the names and
+shapes of its file are stored), and the errors of missing, damaged and wrong ones."""
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sam_cases import config, needs_sam2, small_sam
 from segment_anything import sam_model_registry
+from toyscapes_scene import render_scene
 
 from s4m_d2.errors import ConfigError, WeightsError
 from s4m_d2.sam import build_sam_backend
+from s4m_d2.sam.adaptation import draw_clicks
 from s4m_d2.sam.checkpoint import load_sam
-from s4m_d2.sam.segment_anything import TINY_WEIGHTS, TOYSCAPES_WEIGHTS, build_tiny_sam
+from s4m_d2.sam.segment_anything import (
+    CLASSIFIER,
+    TINY_WEIGHTS,
+    TOYSCAPES_WEIGHTS,
+    TinyViTEncoder,
+    build_tiny_sam,
+    timm_name,
+)
+
+SCENES, SEED, MIN_AREA = 16, 77, 100  # a seed of neither a data set nor the training
+MOBILE_SAM = Path(__file__).parents[1] / "data_reference" / "mobile_sam_encoder_keys.json"
 
 
 @pytest.mark.parametrize(
@@ -31,16 +47,42 @@ def test_an_empty_checkpoint_means_the_packaged_weights_which_are_small(name, pa
     assert path.stat().st_size < most
 
 
-def test_the_pyramid_starts_at_zero_and_is_then_added():
-    encoder = build_tiny_sam().image_encoder.eval()
-    image = torch.randn(1, 3, 256, 256)
+def scenes():
+    """(image (3, H, W), instance masks (N, H, W)) of each scene."""
+    for index in range(SCENES):
+        scene = render_scene(SEED, "test", index)
+        ids, areas = np.unique(scene.instance_ids, return_counts=True)
+        ids = ids[(ids >= 1000) & (areas >= MIN_AREA)]
+        masks = torch.from_numpy(scene.instance_ids == ids[:, None, None])
+        yield torch.from_numpy(scene.image).permute(2, 0, 1), masks
+
+
+def test_clicks_give_good_masks_more_of_them_better_ones_and_their_rating_follows():
+    backend = build_sam_backend(config(BACKEND="tiny_toyscapes", CHECKPOINT=""))
+    rng = np.random.default_rng(0)
+    ious, ratings = {1: [], 3: []}, {1: [], 3: []}
+    for image, masks in scenes():
+        size = tuple(image.shape[1:])
+        encoded = backend.encode(image[None], [size])
+        clicks = torch.from_numpy(np.stack([draw_clicks(mask.numpy(), 3, rng) for mask in masks]))
+        for count in (1, 3):
+            [output] = backend.prompt(encoded, [clicks[:, :count]])
+            rating, best = output.iou_predictions.max(dim=1)
+            predicted = backend.upscale(output.mask_logits[range(len(best)), best], size) > 0
+            shared, either = predicted & masks, predicted | masks
+            ious[count].append(shared.sum((1, 2)) / either.sum((1, 2)))
+            ratings[count].append(rating)
+    one, three, rating = map(torch.cat, (ious[1], ious[3], ratings[1]))
+    assert len(three) > 60 and three.mean() >= 0.85 and three.mean() > one.mean() + 0.02
+    assert np.corrcoef(one, rating)[0, 1] > 0.5
+    assert (one - rating).abs().mean() < 0.15
+
+
+def test_the_pyramid_starts_at_zero():
+    """That it is added later: test_adaptation.py."""
+    encoder, image = build_tiny_sam().image_encoder.eval(), torch.randn(1, 3, 256, 256)
     with torch.no_grad():
-        alone = encoder.transformer(image)
-        torch.testing.assert_close(encoder(image), alone)
-        encoder.output[-1].weight.normal_()
-        other = encoder(image)
-    assert other.shape == alone.shape == (1, 64, 32, 32)
-    assert (other - alone).abs().mean() > 0.01
+        torch.testing.assert_close(encoder(image), encoder.transformer(image))
 
 
 def test_tiny_names_timm_where_it_is_missing(monkeypatch):
@@ -162,3 +204,47 @@ def test_another_file_is_told_with_what_it_holds(tmp_path):
         torch.save(content, path)
         with pytest.raises(WeightsError, match=found):
             load_sam(small_sam, path, "vit_b")
+
+
+def test_mobile_sams_file_loads_also_after_adaptation(published_vit_b, tmp_path):
+    """Each entry has a value of its own."""
+    encoder = json.loads(MOBILE_SAM.read_text())
+    shapes = {f"image_encoder.{name}": shape for name, shape in encoder.items()}
+    rest = published_vit_b.items()
+    shapes |= {name: tuple(v.shape) for name, v in rest if not name.startswith("image_encoder.")}
+    pairs = enumerate(shapes.items())
+    published = {name: torch.tensor(float(i)).expand(shape) for i, (name, shape) in pairs}
+    assert len(published) == 439 and sum(v.numel() for v in published.values()) == 10_140_231
+    path = tmp_path / "mobile_sam.pt"
+    torch.save(published, path)
+    backend = build_sam_backend(config(MODEL_TYPE="vit_t", CHECKPOINT=path))
+    assert (backend.image_side, backend.grid_side) == (1024, 64)
+    own = backend.sam.state_dict()
+    used = {name: v for name, v in published.items() if not name.startswith(CLASSIFIER)}
+    assert len(used) == len(own) == 435
+    assert all(torch.equal(own[timm_name(name)], value) for name, value in used.items())
+    first, stages = backend.image_encoder.patch_embed, backend.image_encoder.stages
+    for of_file, tensor in (
+        ("patch_embed.seq.2.c.weight", first.conv2.conv.weight),
+        ("layers.2.downsample.conv3.bn.running_var", stages[3].downsample.conv3.bn.running_var),
+        ("layers.2.blocks.5.local_conv.c.weight", stages[2].blocks[5].local_conv.conv.weight),
+    ):
+        assert torch.equal(published[f"image_encoder.{of_file}"], tensor)
+    adapted = backend.save(str(tmp_path / "adapted"))
+    again = build_sam_backend(config(MODEL_TYPE="vit_t", CHECKPOINT=adapted)).sam.state_dict()
+    assert all(torch.equal(again[name], value) for name, value in own.items())
+
+
+def test_mobile_sams_encoder_has_stride_16_and_follows_its_biases_in_eval_mode():
+    """S4M.SAM.ADAPT trains such an encoder."""
+    torch.manual_seed(0)
+    encoder, image = TinyViTEncoder().eval(), torch.randn(1, 3, 64, 48)
+    before = encoder(image)
+    assert before.shape == (1, 256, 4, 3)
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            if name.endswith("attention_biases"):
+                parameter.normal_()
+    assert (encoder(image) - before).abs().max() > 1e-3
+    before.sum().backward()
+    encoder(image).sum().backward()

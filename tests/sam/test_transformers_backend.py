@@ -49,12 +49,12 @@ def loaded(saved):
 
 
 @needs_transformers
-@pytest.mark.parametrize(("multimask", "masked"), [(True, False), (False, False), (True, True)])
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(
     ("labels", "width"),
     [([[1, 0], [1, 1], [0, 1]], 1.0), ([[2, 3], [2, 3], [2, 3]], 1.0), ([[1, 2, 3]], 0.5)],
 )
-def test_equals_the_models_own_forward(saved, loaded, labels, width, multimask, masked):
+def test_equals_the_models_own_forward(saved, loaded, labels, width, masked):
     """Clicks, boxes and both, of an image whose longer side is the frame's."""
     model, processor, _ = saved
     side = loaded.image_side
@@ -82,13 +82,12 @@ def test_equals_the_models_own_forward(saved, loaded, labels, width, multimask, 
             prompts = {name: value.transpose(0, 1) for name, value in prompts.items()}
             prompts["input_masks"] = shapes
             frames = frames.expand(len(labels), -1, -1, -1)
-        expected = model(pixel_values=frames, multimask_output=multimask, **prompts)
+        expected = model(pixel_values=frames, multimask_output=True, **prompts)
     hook.remove()
 
     encoded = loaded.encode(image[None], [size])
-    asked = {"multimask": multimask, "features": True}
-    asked |= {"mask_prompts": [shapes[:, 0]]} if masked else {}
-    (answer,) = loaded.prompt(encoded, [points], [labels], **asked)
+    options = {"mask_prompts": [shapes[:, 0]]} if masked else {}
+    (answer,) = loaded.prompt(encoded, [points], [labels], features=True, **options)
     (alone,) = loaded.prompt(encoded, [points], [labels], masks=False, features=True)
 
     torch.testing.assert_close(answer.mask_logits, expected.pred_masks.flatten(0, 1), **CLOSE)

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from s4m_d2.errors import ConfigError, InputError
-from s4m_d2.semi.burn_in import TeacherPhase, teacher_phase
-from s4m_d2.semi.ema_teacher import EMATeacher
+from s4m_d2.semi.ema_teacher import EMATeacher, TeacherPhase, teacher_phase
 
 EMA = TeacherPhase.EMA
 
@@ -48,7 +47,10 @@ def test_one_step_by_hand():
     assert teacher.count.item() == 7 and teacher.flag.item() is True
     ema.step(student, EMA)
     assert teacher.weight.tolist() == [1.4375, 1.4375]
-    assert student.weight.tolist() == [2.0, 2.0]
+    assert student.weight.tolist() == [2.0, 2.0] and student.weight.requires_grad
+    assert not teacher(torch.ones(2, 2)).requires_grad
+    student.teacher = ema
+    assert len(list(student.parameters())) == len(list(teacher.parameters()))  # no submodule
 
 
 def test_what_is_equal_in_both_does_not_drift():
@@ -60,39 +62,15 @@ def test_what_is_equal_in_both_does_not_drift():
     assert all(torch.equal(before[name], value) for name, value in values(teacher).items())
 
 
-def test_nothing_puts_the_teacher_into_train_mode():
+def test_nothing_puts_the_teacher_or_its_copy_into_train_mode():
     teacher = Model(1.0).train()
-    ema = EMATeacher(teacher, decay=0.5)
-    container = nn.ModuleList([teacher])
-    for call in (teacher.train, teacher.part.train, teacher.part[1].train, container.train):
-        call()
-        assert not any(module.training for module in teacher.modules())
-    assert teacher.train() is teacher and ema.model is teacher
-    assert container.training
-
-    x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
-    before = values(teacher)
-    first, second = teacher(x), teacher(x)
-    assert torch.equal(first, second), "dropout is off"
-    assert all(torch.equal(before[name], value) for name, value in values(teacher).items())
-
-
-def test_a_deep_copy_is_protected_by_itself():
-    teacher = Model(1.0)
-    EMATeacher(teacher, decay=0.5)
-    twin = copy.deepcopy(teacher)
-    assert twin.train() is twin and not twin.part.training
-
-
-def test_the_teacher_takes_no_gradients_and_is_no_submodule():
-    teacher = Model(1.0)
-    owner = Model(2.0)
-    before = len(list(owner.parameters()))
-    owner.teacher = EMATeacher(teacher, decay=0.5)
-    assert len(list(owner.parameters())) == before
-    assert not teacher(torch.ones(2, 2)).requires_grad
-    owner.teacher.step(owner_student := Model(3.0), EMA)
-    assert teacher.weight.grad_fn is None and owner_student.weight.requires_grad
+    assert EMATeacher(teacher, decay=0.5).model is teacher
+    for model in (teacher, copy.deepcopy(teacher)):
+        container = nn.ModuleList([model])
+        for module in (model, model.part, model.part[1], container):
+            assert module.train() is module
+            assert not any(part.training for part in model.modules())
+        assert container.training
 
 
 def changed(change):

@@ -11,8 +11,8 @@ from scipy.stats import chisquare
 from seeds import seeded
 from torch import Tensor
 
-from s4m_d2.semi.mask_points import neighbor_points, sample_mask_points
 from s4m_d2.semi.pseudo_labels import Selection
+from s4m_d2.semi.refinement import neighbor_points, sample_mask_points
 from s4m_d2.structures import PseudoLabels
 
 
@@ -94,13 +94,9 @@ def test_negative_points_are_in_the_nearest_other_masks_and_never_in_the_own_one
     points, labels = neighbor_points(make_selection(logits, (4.0, 11.5)), 2)
     assert labels.tolist() == [[0, 0], [0, 0], [-1, 0], [0, 0]]
     # Centers: x = 2, 5, 10.5, 11. Nearest of 0: 1, 2; of 1: 0, 2; of 2: 3, 1; of 3: 2, 1.
-    pixels = [[(5, 1), (9, 1)], [(1, 2), (9, 1)], [None, (3, 0)], [(9, 1), (3, 0)]]
-    for row, of_mask in enumerate(pixels):
-        for column, pixel in enumerate(of_mask):
-            if pixel is not None:
-                x, y = pixel
-                expected = torch.tensor([(x + 0.5) / 11.5, (y + 0.5) / 4])
-                torch.testing.assert_close(points[row, column], expected)
+    pixels = [[(5, 1), (9, 1)], [(1, 2), (9, 1)], [(-1, -1), (3, 0)], [(9, 1), (3, 0)]]
+    expected = (torch.tensor(pixels) + 0.5) / torch.tensor([11.5, 4.0])
+    torch.testing.assert_close(points[labels == 0], expected[labels == 0])
     for count in (0, 1):
         points, labels = neighbor_points(make_selection(logits[:count]), 2)
         assert points.shape == (count, 0, 2) and labels.shape == (count, 0)

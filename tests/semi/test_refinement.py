@@ -11,7 +11,6 @@ from torch import Tensor
 
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.sam import EncodedImages, PromptOutput
-from s4m_d2.sam.point_prompts import Frame
 from s4m_d2.semi.refinement import MASKS_AT_ONCE, PointRefiner, TeacherMasks, build_refiner
 
 LOW_RES = 8
@@ -23,14 +22,15 @@ class FakeBackend:
 
     ious: list[Tensor] = field(default_factory=list)
     prompts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    mask_prompts: list[Tensor] | None = None
     largest_upscale: int = 0
 
     def encode(self, images, image_sizes):
-        return images
+        return EncodedImages(images, image_sizes)
 
-    def prompt(self, encoded, points, labels, *, multimask=True, masks=True, features=False):
-        assert multimask and masks and len(encoded) == len(points) == len(labels)
+    def prompt(self, encoded, points, labels, *, mask_prompts=None):
         self.prompts.extend(zip(points, labels, strict=True))
+        self.mask_prompts = mask_prompts
         columns = torch.arange(9) // 3
         outputs = []
         for image, clicks in enumerate(points):
@@ -77,57 +77,43 @@ def test_each_image_draws_from_its_own_generator():
     assert clicks[0].shape == (2, 3, 2) and not torch.equal(*clicks)
 
 
-@pytest.mark.parametrize(("prompt", "clicks"), [("box", 0), ("both", 3)])
-def test_boxes_are_around_the_content(prompt, clicks):
+@pytest.mark.parametrize(
+    ("prompt", "clicks", "negative"), [("box", 0, 0), ("both", 3, 0), ("both", 3, 1)]
+)
+def test_boxes_are_around_the_content_and_negative_points_in_the_neighbor(prompt, clicks, negative):
     """Content of 6 x 8.5 px; the second mask reaches its end."""
     logits = torch.full((2, 6, 9), -1.0)
     logits[0, 1:4, 2:6] = logits[1, 5:, 4:] = 1.0
     backend = FakeBackend([torch.rand(2, 3, generator=seeded(0))])
-    refine(backend, logits, (24, 34), (6.0, 8.5), prompt=prompt)
+    options = {"prompt": prompt, "negative_points": 2 * negative}  # there is one neighbor
+    refine(backend, logits, (24, 34), (6.0, 8.5), **options)
     [(points, labels)] = backend.prompts
-    assert labels.tolist() == [[1] * clicks + [2, 3]] * 2
+    assert labels.tolist() == [[1] * clicks + [2, 3] + [0] * negative] * 2
     corners = [[[2 / 8.5, 1 / 6], [6 / 8.5, 4 / 6]], [[4 / 8.5, 5 / 6], [1.0, 1.0]]]
-    torch.testing.assert_close(points[:, clicks:], torch.tensor(corners))
-    pixels = (points[:, :clicks] * torch.tensor([8.5, 6.0])).long()
-    assert all(logits[i, y, x] > 0 for i in range(2) for x, y in pixels[i].tolist())
+    torch.testing.assert_close(points[:, clicks : clicks + 2], torch.tensor(corners))
+    pixels = (points * torch.tensor([8.5, 6.0])).long().tolist()
+    for i, of_mask in enumerate(pixels):
+        assert all(logits[i, y, x] > 0 for x, y in of_mask[:clicks])
+        assert all(logits[1 - i, y, x] > 0 for x, y in of_mask[clicks + 2 :])
 
 
-def test_negative_points_follow_the_clicks_of_a_mask():
-    """Two masks apart, each of them the other's only neighbor."""
-    logits = torch.full((2, 6, 9), -1.0)
-    logits[0, :3, :3] = logits[1, 3:, 6:] = 1.0
-    backend = FakeBackend([torch.rand(2, 3, generator=seeded(0))])
-    refine(backend, logits, (6, 9), negative_points=2, prompt="both")
-    [(points, labels)] = backend.prompts
-    assert labels.tolist() == [[1, 1, 1, 2, 3, 0]] * 2
-    for row, (x, y) in enumerate((points[:, -1] * torch.tensor([9, 6])).long().tolist()):
-        assert logits[1 - row, y, x] > 0
-
-
-@pytest.mark.parametrize(("padded", "rows", "below"), [(True, 22, 7), (False, 32, 11)])
-def test_the_teachers_logits_lie_in_sams_frame(padded, rows, below):
-    """An image of 24 x 36 px in a frame of 64, whose masks have 32 x 32.
+@pytest.mark.parametrize(
+    ("scale", "rows", "below"), [((1.0, 43 / 64), 22, 7), ((1.0, 1.0), 32, 11)]
+)
+def test_the_teachers_logits_lie_in_sams_frame(scale, rows, below):
+    """An image of 24 x 36 px in a frame of 64, padded or not, whose masks have 32 x 32.
 
     Padded, the content has 21.5 rows of 32. The first mask ends after 4 of 9 columns (14.2 of 32),
     the second after 2 of 6 rows (7.2 of 21.5, or 10.7 of 32).
     """
     logits = torch.full((2, 6, 9), -50.0)
     logits[0, :, :4] = logits[1, :2] = 50.0
-    frame = Frame(64, torch.zeros(3, 1, 1), torch.ones(3, 1, 1), padded=padded)
     backend = FakeBackend([torch.rand(2, 3, generator=seeded(0))])
-    backend.grid_side, backend.grid_scale = 8, frame.scale
-    given, prompt = [], backend.prompt
-
-    def recording(encoded, *args, mask_prompts):
-        given.extend(mask_prompts)
-        return prompt(encoded.embeddings, *args)
-
-    backend.prompt = recording
-    backend.encode = lambda images, sizes: EncodedImages(images, sizes)
+    backend.grid_side, backend.grid_scale = 8, lambda size: scale
     refine(backend, logits, (24, 36), mask_prompt=True)
     y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
     expected = torch.stack([(x < 14) & (y < rows), y < below])
-    [of_image] = given
+    [of_image] = backend.mask_prompts
     assert torch.equal(of_image > 0, expected)
     assert of_image.amax() == 32 and (of_image[:, rows:] == -32).all()
 

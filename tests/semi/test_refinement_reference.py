@@ -20,9 +20,8 @@ from seeds import seeded
 
 from s4m_d2.sam import EncodedImages, PromptOutput
 from s4m_d2.sam.segment_anything import SegmentAnythingBackend, build_tiny_toyscapes
-from s4m_d2.semi.mask_points import sample_mask_points
 from s4m_d2.semi.pseudo_labels import Selection, select_pseudo_labels
-from s4m_d2.semi.refinement import PointRefiner, TeacherMasks
+from s4m_d2.semi.refinement import PointRefiner, TeacherMasks, sample_mask_points
 from s4m_d2.structures import PseudoLabels, drop_empty
 
 SIDE, LOW_RES = 256, 64  # the square frame of the tiny SAM and of its mask logits
@@ -41,8 +40,7 @@ class ScriptedBackend(SegmentAnythingBackend):
         self.encoded = images[:, 0, 0, 0].tolist(), list(image_sizes)
         return EncodedImages(torch.zeros(len(images), 1, 1, 1), list(image_sizes))
 
-    def prompt(self, encoded, points, labels=None, *, multimask=True, masks=True, features=False):
-        assert multimask and masks
+    def prompt(self, encoded, points, labels=None):
         answers = self.tries.pop(0)
         assert [len(p) for p in points] == [len(answer.mask_logits) for answer in answers]
         return answers

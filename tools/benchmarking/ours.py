@@ -17,8 +17,8 @@ from s4m_d2.engine import BadSteps, StudentStep, TeacherStep
 from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.layers import ms_deform_attn
 from s4m_d2.modeling.meta_arch import prepare_target
-from s4m_d2.semi import mask_points
-from s4m_d2.semi.burn_in import TeacherPhase
+from s4m_d2.semi.ema_teacher import TeacherPhase
+from s4m_d2.semi.refinement import sample_mask_points
 from s4m_d2.structures import sample_generators
 
 
@@ -47,7 +47,7 @@ def points(bench: Bench, selected: Sequence) -> list[tuple[Tensor, ...]]:
     """Clicks in every mask of the batch, and their labels."""
     generators = sample_generators(bench.unlabeled, "refine_points", "cpu")
     count = itertools.repeat(bench.cfg.S4M.REFINE.NUM_POINTS)
-    drawn = map(mask_points.sample_mask_points, selected, count, generators)
+    drawn = map(sample_mask_points, selected, count, generators)
     return list(zip(*drawn, strict=True))
 
 

@@ -26,7 +26,7 @@ from s4m_d2.data import DATASET_MAPPER_REGISTRY
 from s4m_d2.engine.rng import sample_seeds
 from s4m_d2.formats.coco import mask_polygons
 from s4m_d2.layers import cell_centers, ms_deform_attn
-from s4m_d2.semi.burn_in import TeacherPhase
+from s4m_d2.semi.ema_teacher import TeacherPhase
 from s4m_d2.structures import encode_masks
 
 #: Parts that are inside another one and so do not count again in the sum of a step.

@@ -23,8 +23,7 @@ from s4m_d2.engine.checks.findings import raise_all
 from s4m_d2.errors import ConfigError, DivergenceError, first_names
 from s4m_d2.files import remove_lines
 from s4m_d2.report import write_results
-from s4m_d2.semi.burn_in import TeacherPhase, teacher_phase
-from s4m_d2.semi.ema_teacher import EMATeacher
+from s4m_d2.semi.ema_teacher import EMATeacher, TeacherPhase, teacher_phase
 
 logger = logging.getLogger(__name__)
 

@@ -38,8 +38,7 @@ from s4m_d2.engine.training.stop_signals import StopHook
 from s4m_d2.errors import ConfigError, WeightsError
 from s4m_d2.evaluation import build_evaluator, masks_as_rle
 from s4m_d2.report import stored_results, write_results
-from s4m_d2.semi.burn_in import TeacherPhase
-from s4m_d2.semi.ema_teacher import EMATeacher
+from s4m_d2.semi.ema_teacher import EMATeacher, TeacherPhase
 from s4m_d2.tiling import TiledModel, build_tiling
 
 logger = logging.getLogger(__name__)
