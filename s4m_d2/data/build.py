@@ -28,7 +28,6 @@ DATASET_MAPPER_REGISTRY = Registry("DATASET_MAPPER")
 _STOPS = (
     {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT} if hasattr(signal, "sigtimedwait") else set()
 )
-_ALIVE_SECONDS = 5.0  # between checks whether the training process is alive
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +79,8 @@ class StreamLoader(DataLoader):
 
     A sample's position is its index in the global stream: ``k * world_size + rank`` for the k-th
     one of this process. If the mapper has ``skip_unreadable``, an image that raises DatasetError is
-    replaced by that of the next record, and the sample has the skipped files and the reasons in
-    "skipped_images"; errors of other mappers end the stream. Each ``iter`` starts at
-    ``start_position``.
+    replaced by that of the next record; errors of other mappers end the stream. Each ``iter``
+    starts at ``start_position``.
 
     Args:
         dataset_dicts: Detectron2 records.
@@ -138,8 +136,8 @@ class StreamLoader(DataLoader):
             yield batch
 
     def _start(self) -> Iterator[list[dict]]:
-        """Start the workers with stop signals masked. The mask is inherited by threads that
-        libraries start on import, which would otherwise receive the signals."""
+        """Start the workers with stop signals masked, also for threads that libraries start on
+        import, which would otherwise receive them."""
         if not _STOPS:
             return super().__iter__()
         resource_tracker.ensure_running()  # which unblocks SIGTERM when it starts
@@ -161,9 +159,9 @@ def _too_many(skipped: dict[str, str]) -> DatasetError:
 def _start_worker(worker_id: int) -> None:
     """Ignore stop signals that the training process did not send.
 
-    Schedulers and Ctrl-C send them to every process of a job. The training process then stops after
-    its iteration, for which it still needs the worker's batches. If that process is dead, the
-    worker exits; PyTorch does not notice if it died while the worker started.
+    Schedulers and Ctrl-C send them to every process of a job, but the training process still needs
+    the worker's batches for its last iteration. If that process is dead, the worker exits; PyTorch
+    does not notice if it died while the worker started.
     """
     cv2.setNumThreads(0)  # one thread for each worker; torch limits itself
     if not _STOPS:
@@ -175,7 +173,7 @@ def _start_worker(worker_id: int) -> None:
 
     def take() -> None:
         while parent.is_alive():
-            info = signal.sigtimedwait(_STOPS, _ALIVE_SECONDS)
+            info = signal.sigtimedwait(_STOPS, 5.0)
             if info and info.si_signo == signal.SIGTERM and info.si_pid == training:
                 break
         os._exit(0)

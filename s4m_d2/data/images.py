@@ -20,19 +20,17 @@ from s4m_d2.errors import DatasetError
 #: What Pillow raises for a damaged, truncated or foreign file.
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
-_DEEP_MODES = ("I", "F")  # Pillow's modes of more than 8 bits begin with these
 _EXIF_SOURCES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 # Transposition for each EXIF orientation of an image that is not stored upright.
 _TURNS: dict[int | None, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
+    5: Image.Transpose.TRANSPOSE,  # from here on, height and width are swapped
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_TRANSPOSED = (5, 6, 7, 8)  # of them, those that swap height and width
 # Bytes that may follow 0xff in the pixels of a JPEG: 0 (0xff is a value), restarts, and the start
 # of another scan of a progressive image.
 _SCAN_CODES = (0x00, *range(0xD0, 0xD8), 0xC4, 0xDA)
@@ -60,17 +58,13 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
     is read. Of color images with 16 bits per channel the upper 8 are kept; gray ones of more than 8
     bits are refused, because the range of their values is not known.
 
-    Args:
-        image_format: "RGB" or "BGR", the order of the channels returned.
-
-    Returns:
-        (H, W, 3) uint8, contiguous.
+    Returns (H, W, 3) uint8, contiguous, in ``image_format``, "RGB" or "BGR".
 
     Raises:
         DatasetError: the file is missing, damaged, not an image, or has more than 8 bits.
     """
     with open_image(file_name) as image:
-        if image.mode.startswith(_DEEP_MODES):
+        if image.mode.startswith(("I", "F")):
             raise DatasetError(
                 f"{file_name} has gray values of more than 8 bits (Pillow's mode {image.mode})."
                 " Scale them to 0..255 and save the image with 8 bits per channel."
@@ -85,16 +79,12 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
 
 
 def image_size(file_name: str) -> tuple[int, int]:
-    """(H, W) of an image after EXIF rotation, from its header alone.
-
-    Raises:
-        DatasetError: the file is missing or its header is damaged.
-    """
+    """(H, W) of an image after EXIF rotation, from its header; DatasetError: it is damaged."""
     with open_image(file_name) as image:
         width, height = image.size
         # Reading the orientation of a PNG without these would decode all of it.
         is_described = any(source in image.info for source in _EXIF_SOURCES)
-        is_transposed = is_described and orientation(image) in _TRANSPOSED
+        is_transposed = is_described and orientation(image) in (5, 6, 7, 8)
     return (width, height) if is_transposed else (height, width)
 
 
