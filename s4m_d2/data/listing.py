@@ -20,20 +20,14 @@ from s4m_d2.data.images import image_size
 from s4m_d2.errors import DatasetError
 from s4m_d2.files import atomic_write, digest
 
-_COMMON = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-IMAGE_EXTENSIONS = (*_COMMON, ".jfif", ".gif", ".jp2", ".ppm", ".pgm")
-_UNREAD = (".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".arw", ".psd")  # pictures
+IMAGE_EXTENSIONS = tuple(".jpg .jpeg .png .bmp .webp .tif .tiff .jfif .gif .jp2 .ppm .pgm".split())
+_UNREAD = ".heic .heif .avif .jxl .dng .cr2 .nef .arw .psd".split()  # pictures
 VIDEO_EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 USUAL_FPS = 25.0  # of a video without a frame rate
-# Some formats only estimate the number of frames: a video with this share of it is complete.
-COMPLETE = 0.95
-_JPEG = (cv2.IMWRITE_JPEG_QUALITY, 95)
-
+COMPLETE = 0.95  # share of the announced frames, which some formats only estimate
 _UPLOAD = re.compile(r"(?<![^/])[0-9a-f]{8}-(?=[^/]+$)")  # Label Studio's, before a name
-_ARCHIVE_JUNK = "__MACOSX"  # added to archives by macOS, hidden there
 _READERS = 8  # threads that read image headers
 _PART = 64  # headers per task of a thread; single ones take twice as long
-_SAMPLE_BYTES = 4096  # of a file, to tell it from others of its size
 
 logger = logging.getLogger(__name__)
 
@@ -48,23 +42,22 @@ def list_images(image_dir: str, suffixes: tuple[str, ...], remedy: str) -> list[
     """List the files below a folder whose names end in one of ``suffixes``, sorted.
 
     Hidden files and folders, pipes and devices are left out. Links are followed, but each folder
-    is visited once, under its own path if it has one below ``image_dir``. Broken links are listed;
-    opening them raises an error.
+    is visited once, under its own path if it has one below ``image_dir``. Broken links are listed.
 
     Raises:
         DatasetError: the folder does not exist or holds no such file; ``remedy`` ends the message.
     """
-    if os.path.exists(image_dir) and not os.path.isdir(image_dir):
-        raise DatasetError(f"{image_dir} is no folder. {remedy}")
-    if not os.path.isdir(image_dir):
+    if not os.path.exists(image_dir):
         raise DatasetError(f"The folder of images {image_dir} does not exist. {remedy}")
+    if not os.path.isdir(image_dir):
+        raise DatasetError(f"{image_dir} is no folder. {remedy}")
     paths: list[str] = []
     others: list[str] = []
     wanted = tuple(suffix.lower() for suffix in suffixes)
     visited = {str(folder) for folder in Path(os.path.realpath(image_dir)).parents}
     roots = deque([image_dir])
     while roots:
-        for folder, below, names in os.walk(roots.popleft(), onerror=_warn):
+        for folder, below, names in os.walk(roots.popleft(), onerror=logger.warning):
             below[:] = [name for name in sorted(below) if not _is_hidden(name)]
             real = os.path.realpath(folder)
             if real in visited:
@@ -73,11 +66,10 @@ def list_images(image_dir: str, suffixes: tuple[str, ...], remedy: str) -> list[
             visited.add(real)
             linked = (os.path.join(folder, name) for name in below)
             roots += filter(os.path.islink, linked)  # which os.walk does not follow
-            found = [os.path.join(folder, name) for name in names if not _is_hidden(name)]
-            images = [path for path in found if path.lower().endswith(wanted)]
-            images = [p for p in images if os.path.isfile(p) or not os.path.exists(p)]
-            paths += images
-            others += {*found} - {*images}
+            for path in (os.path.join(folder, name) for name in names if not _is_hidden(name)):
+                is_file = os.path.isfile(path) or not os.path.exists(path)
+                is_image = is_file and path.lower().endswith(wanted)
+                (paths if is_image else others).append(path)
     endings = Counter(os.path.splitext(path)[1].lower() for path in others)
     if unread := [f"{endings[e]:,} {e}" for e in _UNREAD if e in endings]:
         text = "%s: files cannot be read and are left out: %s. Convert them to JPEG or PNG."
@@ -91,12 +83,8 @@ def list_images(image_dir: str, suffixes: tuple[str, ...], remedy: str) -> list[
     return sorted(paths)
 
 
-def _warn(error: OSError) -> None:
-    logger.warning("A folder is left out: %s", error)
-
-
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == _ARCHIVE_JUNK
+    return name.startswith(".") or name == "__MACOSX"  # which macOS adds to archives
 
 
 def find_below(folder: str, given: str) -> str:
@@ -134,23 +122,24 @@ def _names_below(folder: str) -> dict[str, str]:
 
 def list_unlabeled(
     image_dir: str,
+    frames_dir: str,
+    every: int = 1,
+    *,
     validation: Sequence[str] = (),
     validation_dir: str = "",
     labeled: Sequence[str] = (),
-    frames_dir: str = "",
-    every: int = 1,
 ) -> tuple[list[str], dict[str, int]]:
     """List images below a folder as :func:`list_images`, without those that have labels.
 
-    Frames of videos are images, too. An image is left out if it has the same content as a labeled
-    one; for the validation set, also if it has the same relative path.
+    An image is left out if it has the same content as a labeled one; for the validation set, also
+    if it has the same relative path.
 
     Args:
         image_dir: searched recursively; or a video.
+        frames_dir: where the frames of videos are written, once.
+        every: of a video, every n-th frame is an image.
         validation, validation_dir: paths of the validation images, relative to that folder.
         labeled: paths of other labeled images.
-        frames_dir: where frames are written, once; "": videos are left out.
-        every: of a video, every n-th frame is an image.
 
     Returns:
         Paths below ``image_dir``, sorted, those of frames absolute; and the number of images left
@@ -177,18 +166,18 @@ def list_unlabeled(
 
 def _images_and_frames(image_dir: str, frames_dir: str, every: int, remedy: str) -> dict[str, str]:
     """Names, see :func:`list_unlabeled`, by path."""
-    frames_dir = frames_dir and os.path.abspath(frames_dir)
-    is_video = frames_dir and os.path.isfile(image_dir)
-    is_video = is_video and image_dir.lower().endswith(VIDEO_EXTENSIONS)
-    root = os.path.dirname(image_dir) if is_video else image_dir
-    suffixes = IMAGE_EXTENSIONS + (VIDEO_EXTENSIONS if frames_dir else ())
+    frames_dir = os.path.abspath(frames_dir)
+    root, found = image_dir, [image_dir]
+    if os.path.isfile(image_dir) and image_dir.lower().endswith(VIDEO_EXTENSIONS):
+        root = os.path.dirname(image_dir)
+    else:
+        found = list_images(image_dir, IMAGE_EXTENSIONS + VIDEO_EXTENSIONS, remedy)
     names: dict[str, str] = {}
-    for path in [image_dir] if is_video else list_images(image_dir, suffixes, remedy):
+    for path in found:
         name = os.path.relpath(path, root)
         if path.lower().endswith(VIDEO_EXTENSIONS):
-            frames = write_frames(path, os.path.join(frames_dir, name), every)
-            names |= dict(zip(frames, frames, strict=True))
-        elif not (frames_dir and path.startswith(os.path.join(frames_dir, ""))):
+            names |= {f: f for f in _write_frames(path, os.path.join(frames_dir, name), every)}
+        elif not path.startswith(os.path.join(frames_dir, "")):
             names[path] = name
     return names
 
@@ -214,24 +203,21 @@ def _middle(path: str) -> bytes | None:
     try:
         with open(path, "rb", buffering=0) as file:
             file.seek(file.seek(0, os.SEEK_END) // 2)
-            return file.read(_SAMPLE_BYTES)
+            return file.read(4096)
     except OSError:
         return None
 
 
-def write_frames(path: str, folder: str, every: int) -> list[str]:
-    """Write every n-th frame of a video as NAME_000010.jpg, once; returns their paths.
-
-    Raises:
-        DatasetError: the video is empty, damaged or truncated.
-    """
+def _write_frames(path: str, folder: str, every: int) -> list[str]:
+    """Write every n-th frame of a video as NAME_000010.jpg, once; returns their paths."""
     stem = os.path.join(folder, os.path.splitext(os.path.basename(path))[0])
     done = os.path.join(folder, f".every-{every}")  # written last: the number of frames
     if not os.path.isfile(done) or os.path.getmtime(done) < os.path.getmtime(path):
         count = 0
         for index, frame in enumerate(Video(path)):
             if index % every == 0:
-                _, encoded = cv2.imencode(".jpg", frame[:, :, ::-1], _JPEG)
+                quality = (cv2.IMWRITE_JPEG_QUALITY, 95)
+                _, encoded = cv2.imencode(".jpg", frame[:, :, ::-1], quality)
                 with atomic_write(f"{stem}_{index:06d}.jpg", "wb") as file:
                     file.write(encoded.tobytes())
                 count += 1
@@ -244,7 +230,7 @@ def write_frames(path: str, folder: str, every: int) -> list[str]:
 def unlabeled_records(paths: list[str], image_dir: str) -> list[dict]:
     """Make records with "file_name", "image_id" (path below ``image_dir``), "height", "width".
 
-    Sizes are read from the headers. The record of an image with a damaged header has the reason in
+    Sizes are those of the headers. The record of an image with a damaged one has the reason in
     "unreadable" and no size; the loader skips and counts it.
     """
 
@@ -274,13 +260,13 @@ class Video:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        capture = cv2.VideoCapture(path) if os.path.isfile(path) else None
+        capture = cv2.VideoCapture(path) if os.path.isfile(path) else None  # not an address
         if capture is None or not capture.isOpened():
-            what = "does not exist" if capture is None else "cannot be read as a video"
-            raise DatasetError(f"{path} {what}. Give a video that OpenCV can open, such as .mp4.")
+            problem = "does not exist" if capture is None else "cannot be read as a video"
+            raise DatasetError(f"{path} {problem}. Give one that OpenCV can open, such as .mp4.")
         self._capture = capture
         fps = capture.get(cv2.CAP_PROP_FPS)
-        self.fps = fps if np.isfinite(fps) and fps > 0 else USUAL_FPS
+        self.fps = fps if 0 < fps < np.inf else USUAL_FPS
         self.announced = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
 
     def __iter__(self) -> Iterator[np.ndarray]:

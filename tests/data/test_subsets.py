@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s4m_d2.data import stable_subset, subsets
-from s4m_d2.data.subsets import draw_validation, listed_subset, read_split_file
+from s4m_d2.data import segmentations, splits, stable_subset
+from s4m_d2.data.splits import draw_validation, listed_subset, read_split_file
 from s4m_d2.errors import ConfigError, DatasetError, InputError
 
 NAMES = [f"city/img_{i:03d}.png" for i in range(40)]
@@ -135,4 +135,5 @@ def test_where_no_image_can_be_spared_the_ways_out_are_named():
 
 
 def test_doctests():
-    assert doctest.testmod(subsets).failed == 0
+    for module in (segmentations, splits):
+        assert doctest.testmod(module).failed == 0
