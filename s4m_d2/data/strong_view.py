@@ -67,12 +67,12 @@ class StrongView:
         use_jitter, use_grayscale, use_blur, sigma, *strengths = draws
         if use_jitter < self._jitter_prob:
             for index in order:
-                amount = _between(*self._ranges[index], strengths[index])
+                amount = _between(self._ranges[index], strengths[index])
                 image = _OPERATIONS[index](image, amount)
         if use_grayscale < self._grayscale_prob:
             image = _gray(image).expand_as(image)
         if use_blur < self._blur_prob:
-            image = _blur(image, _between(*self._blur_sigma, sigma))
+            image = _blur(image, _between(self._blur_sigma, sigma))
         return image.clone()
 
     def batch(self, images: Sequence[Tensor], generators: Sequence[Generator]) -> list[Tensor]:
@@ -80,7 +80,8 @@ class StrongView:
         return list(map(self, images, generators))
 
 
-def _between(low: float, high: float, share: float) -> float:
+def _between(limits: Sequence[float], share: float) -> float:
+    low, high = limits
     return low + (high - low) * share
 
 
