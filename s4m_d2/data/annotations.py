@@ -12,6 +12,7 @@ import gc
 import json
 import math
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,8 +29,6 @@ from s4m_d2.errors import DatasetError, first_names
 
 _GIVE = "Give a COCO json of instances (from VIA or LabelMe: tools/convert_annotations.py)."
 _LARGE = 1 << 24  # px: the size of larger images is verified in their files
-_SHOWN = 3  # names in a message
-_MANY_CROWDS = 0.1  # share of all instances from which on crowds are probably a mistake
 _CROWDS = "crowds (iscrowd 1)", "They are not learned. Set iscrowd 0 where each is one object."
 _NO_MASK = (
     "annotations without a mask",
@@ -69,10 +68,11 @@ class Findings:
 
     @property
     def warnings(self) -> list[str]:
-        """A message for each kind that was left out; for crowds only if there are many."""
+        """A message for each kind that was left out; for crowds only if they are over a tenth."""
         crowds = len(self.left_out.get(_CROWDS, ()))
-        hidden = {_CROWDS} if crowds <= _MANY_CROWDS * (crowds + self.instances) else set[Kind]()
-        return self.doubts + _messages({k: v for k, v in self.left_out.items() if k not in hidden})
+        are_many = crowds > 0.1 * (crowds + self.instances)
+        shown = {k: v for k, v in self.left_out.items() if are_many or k != _CROWDS}
+        return self.doubts + _messages(shown)
 
     def problems(self) -> list[str]:
         """A message for each problem that makes the file unusable."""
@@ -83,7 +83,7 @@ class Findings:
 
 def _messages(kinds: Mapping[Kind, Sequence[str]]) -> list[str]:
     return [
-        f"{len(names):,} {text}: {first_names(names, _SHOWN)}. {remedy}".strip()
+        f"{len(names):,} {text}: {first_names(names, most=3)}. {remedy}".strip()
         for (text, remedy), names in kinds.items()
     ]
 
@@ -116,11 +116,8 @@ class Annotations:
     def metadata(self) -> dict[str, Any]:
         """Metadata of the classes for Detectron2's evaluators, and the findings."""
         ids = {number: index for index, (number, _) in enumerate(self.categories)}
-        return {
-            "thing_classes": self.classes,
-            "thing_dataset_id_to_contiguous_id": ids,
-            "findings": self.findings,
-        }
+        classes = {"thing_classes": self.classes, "thing_dataset_id_to_contiguous_id": ids}
+        return {**classes, "findings": self.findings}
 
     def name(self, record: dict) -> str:
         """A record's path below the folder of images."""
@@ -168,7 +165,6 @@ def read_annotations(
     """Read a COCO file of instances; an unchanged file is parsed once per process.
 
     Args:
-        json_file, image_root: paths.
         classes: expected names of the categories, in the order of class indices; (): the file's
             own, in the order of their ids.
         choose: file names of all images -> file names of the wanted images; only their annotations
@@ -177,8 +173,7 @@ def read_annotations(
         strict: False: return the usable part of a file with problems, which are in the findings.
 
     Raises:
-        DatasetError: the file is missing, malformed, of another kind, has other classes, or has no
-            usable instance; a chosen image is missing. All problems, one a line.
+        DatasetError: names all problems of the file and its chosen images, one a line.
     """
     collects = gc.isenabled()
     gc.disable()  # it would traverse millions of new objects repeatedly
@@ -225,7 +220,7 @@ def _read(
             found = [_annotation(row, size, indices, seen, findings) for row in by_image[key]]
             image_id = key if is_numbered else position
             record = {"file_name": path, "image_id": image_id, "height": size[0], "width": size[1]}
-            records.append({**record, "annotations": [*filter(None, found)]})
+            records.append({**record, "annotations": list(filter(None, found))})
     if is_numbered:
         records.sort(key=lambda record: record["image_id"])  # Detectron2's order
     gc.freeze()  # excludes the records from collections: they live as long as the process
@@ -263,8 +258,7 @@ def _encoding(json_file: str) -> str:
 
 def _is_name(value: Any) -> bool:
     """Whether it is a text without lone surrogates, which cannot be encoded."""
-    is_text = isinstance(value, str) and value != ""
-    return is_text and not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value)
+    return isinstance(value, str) and re.fullmatch("[^\0\ud800-\udfff]+", value) is not None
 
 
 def _key(value: Any) -> Key:
@@ -291,8 +285,7 @@ def _number(value: Any) -> float:
 
 def _images(rows: Sequence[dict], findings: Findings) -> dict[Key, dict]:
     """The file's images by id."""
-    images: dict[Key, dict] = {}
-    by_name: dict[str, dict] = {}
+    images, by_name = dict[Key, dict](), dict[str, dict]()
     for row in rows:
         name: Any = row.get("file_name") or row.get("coco_url")  # LVIS
         key = _key(row.get("id"))

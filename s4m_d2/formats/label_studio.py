@@ -32,6 +32,7 @@ def write(
     path = os.path.join(folder, TASKS)
     with atomic_write(path) as file:
         write_list(file, (_task(row, os.path.basename(image_root), names) for row in rows()))
+        file.write("\n")
     return path
 
 
