@@ -83,8 +83,7 @@ class StreamLoader(DataLoader):
     starts at ``start_position``.
 
     Args:
-        dataset_dicts: Detectron2 records.
-        mapper: record with "seeds" and "stream_position" -> sample.
+        mapper: Detectron2 record with "seeds" and "stream_position" -> sample.
         sampler: Detectron2's: yields this process' share of the indices, always the same.
         start_position: samples of this process already consumed; they are not loaded again.
         seeds: position -> the sample's seeds by purpose.
@@ -95,8 +94,7 @@ class StreamLoader(DataLoader):
         skipped_images: unusable files of this process so far, in order, and the reasons.
 
     Raises:
-        DatasetError: (while iterating) a labeled image or annotation is unusable, or too many
-            unlabeled images are.
+        DatasetError: (while iterating) a labeled sample or too many unlabeled ones are unusable.
     """
 
     def __init__(

@@ -136,14 +136,13 @@ def list_unlabeled(
 
     Args:
         image_dir: searched recursively; or a video.
-        frames_dir: where the frames of videos are written, once.
-        every: of a video, every n-th frame is an image.
+        frames_dir, every: every n-th frame of a video is an image, written there once.
         validation, validation_dir: paths of the validation images, relative to that folder.
         labeled: paths of other labeled images.
 
     Returns:
-        Paths below ``image_dir``, sorted, those of frames absolute; and the number of images left
-        out, by reason.
+        Paths below ``image_dir``, sorted, those of frames absolute; the number of images left out,
+        by reason.
 
     Raises:
         DatasetError: the folder does not exist or holds no other image, or a video is damaged.
@@ -247,15 +246,12 @@ def unlabeled_records(paths: list[str], image_dir: str) -> list[dict]:
 
 
 class Video:
-    """A video, read one frame at a time.
+    """A video, read one frame at a time; DatasetError: it is missing or cannot be read.
 
     Attributes:
         path: as given.
         fps: frames per second.
         announced: number of frames in its header; 0: unknown.
-
-    Raises:
-        DatasetError: the file is missing, damaged or of an unknown format.
     """
 
     def __init__(self, path: str) -> None:
@@ -270,11 +266,7 @@ class Video:
         self.announced = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """The frames, (H, W, 3) uint8 RGB; can be iterated once.
-
-        Raises:
-            DatasetError: after the last readable frame, if frames are missing.
-        """
+        """The frames, (H, W, 3) uint8 RGB, once; DatasetError at the end if some are missing."""
         count = 0
         try:
             while (read := self._capture.read())[0]:

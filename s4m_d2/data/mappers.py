@@ -151,10 +151,8 @@ class LabeledDatasetMapper(_Mapper):
         """Map one record to a sample with "image", (3, H, W) uint8, and "instances" (gt_classes,
         gt_masks as BitMasks, gt_boxes) in the frame of the view.
 
-        Crowds and, unless ``keep_empty``, instances outside the view are left out.
-
-        Raises:
-            DatasetError: names the image, and what is wrong with it or with an annotation.
+        Crowds and, unless ``keep_empty``, instances outside the view are left out. DatasetError
+        names the image, and what is wrong with it or with an annotation.
         """
         if "annotations" not in record:
             raise DatasetError(
@@ -180,10 +178,7 @@ class TrueLabelsMapper(_Mapper):
         """Map one record to a sample with "height" and "width" of the image or tile; "image",
         resized, (3, H, W) uint8; "truth", Instances of (H, W) with ``gt_classes`` (M,) int64,
         ``gt_masks`` BitMasks, ``gt_boxes`` and ``gt_crowds`` (M,) bool, without empty masks.
-
-        Raises:
-            DatasetError: names the image, and what is wrong with it or with an annotation.
-        """
+        Errors are those of :class:`LabeledDatasetMapper`."""
         rows = record["annotations"]  # of them, a crowd may have no region
         wanted = [row for row in rows if not row.get("iscrowd") or row.get("segmentation")]
         sample, truth, annotations = self._annotated(record, wanted)

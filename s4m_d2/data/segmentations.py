@@ -156,18 +156,14 @@ def transform_masks(
     image_size: tuple[int, int],
     view_size: tuple[int, int],
 ) -> Tensor:
-    """Transform segmentations of an image to masks in the frame of its view.
+    """Transform segmentations of an image to masks in the frame of its view, (N, H', W') bool.
 
-    The points of polygons are transformed and drawn in the view, where parts outside are cut off;
-    masks are resampled (nearest pixel).
+    The points of polygons, [[x0, y0, x1, ...], ...] in px of the image, are transformed and drawn
+    in the view, where parts outside are cut off; RLE dicts are resampled (nearest pixel).
 
     Args:
-        segmentations: polygons [[x0, y0, x1, ...], ...] in px of the image, or RLE dicts.
         transforms: from the image to the view.
         image_size, view_size: (H, W) before and after.
-
-    Returns:
-        (N, H', W') bool.
 
     Raises:
         DatasetError: a segmentation is malformed, or of another size than the image.

@@ -84,14 +84,8 @@ _UNLABELED: dict[str, DatasetFormat] = {}  # of the unlabeled ones, whose annota
 def register_splits(
     name: str, dataset: DatasetFormat, percents: Sequence[int], *, full: bool = False
 ) -> None:
-    """Register ``{name}_{p}pct`` for each percentage, and ``{name}_unlabeled`` with all images.
-
-    Args:
-        name: such as ``fruit_train``.
-        dataset: paths of images and annotations.
-        percents: whole percentages of the images.
-        full: also register ``name`` itself, with all annotations.
-    """
+    """Register ``{name}_{p}pct`` for each of ``percents``, whole percentages of the images, and
+    ``{name}_unlabeled`` with all images; ``full``: also ``name`` itself, with all annotations."""
     if full:
         _register_labeled(name, dataset, sorted)
     for percent in percents:
@@ -107,10 +101,7 @@ def register_splits(
 
 
 def register_unlabeled_folder(name: str, image_dir: str) -> None:
-    """Register all images below a folder as an unlabeled set.
-
-    A relative path starts at $DETECTRON2_DATASETS.
-    """
+    """Register all images below a folder, absolute or in $DETECTRON2_DATASETS, as unlabeled."""
 
     def load() -> Loaded:
         folder = dataset_path(image_dir)
