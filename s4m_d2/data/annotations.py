@@ -22,8 +22,7 @@ from typing import Any
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_utils
 
-from s4m_d2.data.images import image_size
-from s4m_d2.data.listing import find_below, folded
+from s4m_d2.data.images import find_below, folded, image_size
 from s4m_d2.data.segmentations import boxes_meet, read_segmentation
 from s4m_d2.errors import DatasetError, first_names
 

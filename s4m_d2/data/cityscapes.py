@@ -14,8 +14,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from PIL import ImageOps
 
-from s4m_d2.data.images import image_size, open_image
-from s4m_d2.data.listing import dataset_path, list_images
+from s4m_d2.data.images import dataset_path, image_size, list_images, open_image
 from s4m_d2.errors import DatasetError
 from s4m_d2.structures import encode_edges
 

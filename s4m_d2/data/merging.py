@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from s4m_d2.data.annotations import Annotations, Findings
-from s4m_d2.data.listing import copies
+from s4m_d2.data.images import copies
 from s4m_d2.errors import DatasetError, first_names
 
 

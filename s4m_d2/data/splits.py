@@ -19,7 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from s4m_d2.data.annotations import Annotations, read_annotations
 from s4m_d2.data.cityscapes import IMAGE_SUFFIX, INSTANCE_SUFFIX, CityscapesFormat
-from s4m_d2.data.listing import IMAGE_EXTENSIONS, dataset_path, list_images, unlabeled_records
+from s4m_d2.data.images import IMAGE_EXTENSIONS, dataset_path, list_images, unlabeled_records
 from s4m_d2.errors import ConfigError, DatasetError, InputError, first_names, require
 from s4m_d2.files import read_lines
 

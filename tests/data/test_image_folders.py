@@ -6,11 +6,11 @@ import socket
 
 import pytest
 
-from s4m_d2.data import listing
-from s4m_d2.data.listing import IMAGE_EXTENSIONS, list_images, unlabeled_records
+from s4m_d2.data import images
+from s4m_d2.data.images import IMAGE_EXTENSIONS, list_images, unlabeled_records
 from s4m_d2.errors import DatasetError
 
-list_unlabeled = functools.partial(listing.list_unlabeled, frames_dir="frames")
+list_unlabeled = functools.partial(images.list_unlabeled, frames_dir="frames")
 
 
 def write(folder, files):

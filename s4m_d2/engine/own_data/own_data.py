@@ -17,7 +17,7 @@ from detectron2.utils import comm
 
 from s4m_d2.data import splits
 from s4m_d2.data.annotations import Annotations, Findings, read_annotations, targets
-from s4m_d2.data.listing import copies, list_unlabeled
+from s4m_d2.data.images import copies, list_unlabeled
 from s4m_d2.data.merging import merge_annotations
 from s4m_d2.data.splits import draw_validation, photograph
 from s4m_d2.engine.checks.findings import Finding, raise_all
