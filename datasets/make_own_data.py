@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import cv2
 import numpy as np
+from make_toyscapes import MIN_SIDE, whole_folder
 from PIL import Image
 from toyscapes_scene import INSTANCES_PER_LABEL, LABEL_IDS, THING_CLASSES, Scene, render_scene
 
@@ -27,7 +26,6 @@ ENLARGED = 4  # times, before outlines are traced: they run through the centers 
 OUTLINE_TOLERANCE = 0.25  # px by which a polygon may differ from the mask's outline
 FEWEST_CORNERS = 3
 FORMATS = ("coco", "via", "labelme")
-MIN_SIDE = 64
 
 Shape = tuple[str, list[list[list[float]]]]  # class, polygons of [x, y]
 
@@ -130,15 +128,8 @@ def make_own_data(
         )
     if output.exists():
         raise FileExistsError(f"{output} exists; remove it or choose another --output")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
-    try:
-        _write(temporary, labeled, unlabeled, seed, size, kind)
-        temporary.chmod(0o755)
-        temporary.rename(output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with whole_folder(output) as new:
+        _write(new, labeled, unlabeled, seed, size, kind)
 
 
 def _write(root: Path, labeled: int, unlabeled: int, seed: int, size, kind: str) -> None:

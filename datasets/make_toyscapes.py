@@ -9,6 +9,7 @@ split depends on (seed, split, i, size) only, so a larger data set begins with t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -86,17 +87,24 @@ def make_toyscapes(
                 f"{output} exists and was not made with these parameters ({parameters}). Choose "
                 "another --output, or replace it with --overwrite."
             )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
-    try:
-        _write_splits(temporary, seed, counts, size, workers)
-        (temporary / PARAMETERS_FILE).write_text(json.dumps(parameters, indent=2) + "\n")
-        temporary.chmod(0o755)
-        _replace(output, temporary)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with whole_folder(output) as new:
+        _write_splits(new, seed, counts, size, workers)
+        (new / PARAMETERS_FILE).write_text(json.dumps(parameters, indent=2) + "\n")
     return True
+
+
+@contextlib.contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """A new folder that takes the place of ``output`` if the block succeeds, or else is removed."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    try:
+        yield new
+        new.chmod(0o755)
+        _replace(output, new)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
 
 
 def _replace(output: Path, new: Path) -> None:

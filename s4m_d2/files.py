@@ -13,9 +13,6 @@ from typing import IO
 
 from s4m_d2.errors import DatasetError, OutputError
 
-_TEMPORARY = re.compile(r"\..+\.\w{8}\.tmp")  # as named by atomic_write
-_ITERATION = re.compile(rb'"iteration": (\d+)')  # in a line of JSON
-_DIGEST_BYTES = 16
 # Errors of a disk that is full, read-only or broken while a file is being written.
 _DISK_ERRORS = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EISDIR)
@@ -79,7 +76,7 @@ def digest(path: str | os.PathLike[str]) -> str:
     """Hash of a file's content; "" if it cannot be read."""
     try:
         with open(path, "rb") as file:
-            return hashlib.blake2b(file.read(), digest_size=_DIGEST_BYTES).hexdigest()
+            return hashlib.blake2b(file.read(), digest_size=16).hexdigest()
     except OSError:
         return ""
 
@@ -91,7 +88,7 @@ def remove_temporaries(folder: str | os.PathLike[str]) -> list[str]:
     """
     if not os.path.isdir(folder):
         return []
-    names = sorted(name for name in os.listdir(folder) if _TEMPORARY.fullmatch(name))
+    names = sorted(name for name in os.listdir(folder) if re.fullmatch(r"\..+\.\w{8}\.tmp", name))
     for name in names:
         os.unlink(os.path.join(folder, name))
     return names
@@ -107,7 +104,7 @@ def remove_lines(path: str, first: int) -> None:
     size = 0
     with open(path, "rb+") as file:
         for line in file:
-            found = _ITERATION.search(line)
+            found = re.search(rb'"iteration": (\d+)', line)
             if not line.endswith(b"\n") or (found and int(found[1]) >= first):
                 break
             size += len(line)

@@ -1,14 +1,25 @@
-"""PseudoLabels: what it accepts, how it is indexed and what becomes of it."""
+"""PseudoLabels and their measures; encoded masks where Detectron2 has a tensor of masks."""
 
+import numpy as np
 import pytest
 import torch
-from detectron2.structures import BitMasks
+from detectron2.structures import BitMasks, Instances
 from hypothesis import given
 from hypothesis import strategies as st
 
 from s4m_d2 import structures
 from s4m_d2.errors import InputError
-from s4m_d2.structures import PseudoLabels, drop_empty, mask_areas, mask_boxes
+from s4m_d2.structures import (
+    PseudoLabels,
+    RLEMasks,
+    drop_empty,
+    encode_masks,
+    mask_areas,
+    mask_boxes,
+)
+
+DENSE = torch.rand(4, 5, 7, generator=torch.Generator().manual_seed(0)) > 0.5
+DENSE[2] = False
 
 
 def make_labels() -> PseudoLabels:
@@ -83,3 +94,38 @@ def test_areas_go_with_their_instances_and_empty_ones_can_be_dropped():
         assert label.areas.tolist() == label.masks.flatten(1).sum(1).tolist()
     assert kept.with_masks(~kept.masks).areas is None
     assert len(nothing) == 0 and nothing.image_size == (4, 6)
+
+
+def encoded():
+    return RLEMasks(encode_masks(DENSE), (5, 7))
+
+
+def test_counts_are_coco_s_by_column_from_background_on():
+    mask = torch.zeros(1, 3, 2, dtype=torch.bool)
+    mask[0, 1:, 0] = True
+    mask[0, 0, 1] = True
+    (rle,) = encode_masks(mask)
+    assert rle["size"] == [3, 2]
+    # "one pixel without, three with, two without"; a character is 48 + the number below 16
+    assert rle["counts"] == b"132"
+
+
+def test_an_index_decodes_one_mask_and_others_give_encoded_masks():
+    assert torch.equal(torch.stack(list(encoded())), DENSE)
+    assert all(torch.equal(encoded()[index], DENSE[index]) for index in (0, 2, -1))
+    with pytest.raises(IndexError):
+        encoded()[4]
+    some = torch.tensor([True, False, False, True])
+    for index in (slice(1, 3), slice(0, 0), [3, 0, 0], torch.tensor([2, 1]), some):
+        chosen = encoded()[index]
+        assert isinstance(chosen, RLEMasks) and chosen.image_size == (5, 7)
+        assert np.array_equal(np.asarray(chosen), DENSE[index].numpy())
+
+
+def test_inside_detectron2_s_instances():
+    scores = torch.tensor([0.9, 0.2, 0.8, 0.7])
+    instances = Instances((5, 7), pred_masks=encoded(), scores=scores)
+    good = instances[instances.scores > 0.5].to("cpu")
+    assert np.array_equal(np.asarray(good.pred_masks), DENSE[[0, 2, 3]].numpy())
+    both = Instances.cat([instances[1], good])
+    assert np.array_equal(np.asarray(both.pred_masks), DENSE[[1, 0, 2, 3]].numpy())

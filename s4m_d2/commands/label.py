@@ -29,8 +29,7 @@ import pycocotools.mask as mask_util
 import torch
 from tqdm import tqdm
 
-from s4m_d2.data.images import read_image
-from s4m_d2.data.listing import IMAGE_EXTENSIONS, list_images
+from s4m_d2.data.images import IMAGE_EXTENSIONS, list_images, read_image
 from s4m_d2.engine.command.arguments import (
     model_config,
     model_parser,

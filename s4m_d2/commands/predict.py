@@ -28,8 +28,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import Instances
 from tqdm import tqdm
 
-from s4m_d2.data.images import read_image
-from s4m_d2.data.listing import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Video, list_images
+from s4m_d2.data.images import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Video, list_images, read_image
 from s4m_d2.engine.command.arguments import (
     model_config,
     model_parser,

@@ -8,10 +8,10 @@ from s4m_d2.data.splits import (
     labeled_dataset_names,
     register_splits,
     register_unlabeled_folder,
+    stable_subset,
     true_records,
 )
 from s4m_d2.data.strong_view import StrongView
-from s4m_d2.data.subsets import stable_subset
 from s4m_d2.data.transforms import GEOMETRY_REGISTRY, ColorDistortion
 
 __all__ = [

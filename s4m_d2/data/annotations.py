@@ -12,6 +12,7 @@ import gc
 import json
 import math
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,50 +22,42 @@ from typing import Any
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_utils
 
-from s4m_d2.data.images import image_size
-from s4m_d2.data.listing import find_below, folded
+from s4m_d2.data.images import find_below, folded, image_size
 from s4m_d2.data.segmentations import boxes_meet, read_segmentation
 from s4m_d2.errors import DatasetError, first_names
 
-_KEPT_FILES = 4  # cached results
-_ENCODINGS = ("gb18030", "shift_jis", "cp1252")  # candidates for a file that is not UTF-8
-_OTHER_KINDS = {"segments_info": "panoptic segments", "keypoints": "keypoints"}
 _GIVE = "Give a COCO json of instances (from VIA or LabelMe: tools/convert_annotations.py)."
 _LARGE = 1 << 24  # px: the size of larger images is verified in their files
-_SHOWN = 3  # names in a message
-_MANY_CROWDS = 0.1  # share of all instances from which on crowds are probably a mistake
 _CROWDS = "crowds (iscrowd 1)", "They are not learned. Set iscrowd 0 where each is one object."
-_LEFT_OUT = "They are left out"
-_NO_MASK = "annotations without a mask", f"{_LEFT_OUT}: draw masks for them, or remove them."
-_TWO_POINTS = "polygons of less than three points", f"{_LEFT_OUT}: complete them."
-_COPIES = "copies of annotations", f"{_LEFT_OUT}: remove them."
+_NO_MASK = (
+    "annotations without a mask",
+    "They are left out: draw masks for them, or remove them.",
+)
+_TWO_POINTS = "polygons of less than three points", "They are left out: complete them."
+_COPIES = "copies of annotations", "They are left out: remove them."
+_NO_IMAGE = "annotations of images that are not listed", "They are left out: list these images."
 _NO_PIXEL = (
     "masks without a pixel in their image",
-    f"{_LEFT_OUT}: coordinates may be from 0 to 1 instead of px, or of another image or size.",
+    "They are left out: coordinates may be from 0 to 1 instead of px, or of another image or size.",
 )
 
 Choose = Callable[[Sequence[str]], Collection[str]]
 Key = int | str | None
+Kind = tuple[str, str]  # text, which a message puts after the number of cases; remedy
 Size = tuple[int, int]
 
 
+@dataclass
 class Findings:
-    """What was corrected, left out or refused while a file was read.
+    """What was corrected, left out or refused while a file was read."""
 
-    Attributes:
-        instances: number of usable instances.
-        notes: corrections.
-        doubts: messages about corrections that may be wrong.
-        left_out, refused: names of annotations that are no targets, and of what makes the file
-            unusable, by (text, remedy); a message puts their number before the text.
-    """
-
-    def __init__(self) -> None:
-        self.instances = 0
-        self.notes: list[str] = []
-        self.doubts: list[str] = []
-        self.left_out: dict[tuple[str, str], list[str]] = defaultdict(list)
-        self.refused: dict[tuple[str, str], list[str]] = defaultdict(list)
+    instances: int = 0  #: that are usable
+    notes: list[str] = field(default_factory=list)  #: corrections
+    doubts: list[str] = field(default_factory=list)  #: messages: corrections that may be wrong
+    #: names of annotations that are no targets
+    left_out: dict[Kind, list[str]] = field(default_factory=lambda: defaultdict(list))
+    #: names of what makes the file unusable
+    refused: dict[Kind, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     @property
     def summary(self) -> str:
@@ -74,9 +67,9 @@ class Findings:
 
     @property
     def warnings(self) -> list[str]:
-        """A message for each kind that was left out; for crowds only if there are many."""
+        """A message for each kind that was left out; for crowds only if they are over a tenth."""
         crowds = len(self.left_out.get(_CROWDS, ()))
-        are_many = crowds > _MANY_CROWDS * (crowds + self.instances)
+        are_many = crowds > 0.1 * (crowds + self.instances)
         shown = {k: v for k, v in self.left_out.items() if are_many or k != _CROWDS}
         return self.doubts + _messages(shown)
 
@@ -87,9 +80,9 @@ class Findings:
         return _messages(self.refused)
 
 
-def _messages(kinds: Mapping[tuple[str, str], Sequence[str]]) -> list[str]:
+def _messages(kinds: Mapping[Kind, Sequence[str]]) -> list[str]:
     return [
-        f"{len(names):,} {text}: {first_names(names, _SHOWN)}. {remedy}".strip()
+        f"{len(names):,} {text}: {first_names(names, most=3)}. {remedy}".strip()
         for (text, remedy), names in kinds.items()
     ]
 
@@ -122,11 +115,8 @@ class Annotations:
     def metadata(self) -> dict[str, Any]:
         """Metadata of the classes for Detectron2's evaluators, and the findings."""
         ids = {number: index for index, (number, _) in enumerate(self.categories)}
-        return {
-            "thing_classes": self.classes,
-            "thing_dataset_id_to_contiguous_id": ids,
-            "findings": self.findings,
-        }
+        classes = {"thing_classes": self.classes, "thing_dataset_id_to_contiguous_id": ids}
+        return {**classes, "findings": self.findings}
 
     def name(self, record: dict) -> str:
         """A record's path below the folder of images."""
@@ -174,7 +164,6 @@ def read_annotations(
     """Read a COCO file of instances; an unchanged file is parsed once per process.
 
     Args:
-        json_file, image_root: paths.
         classes: expected names of the categories, in the order of class indices; (): the file's
             own, in the order of their ids.
         choose: file names of all images -> file names of the wanted images; only their annotations
@@ -183,8 +172,7 @@ def read_annotations(
         strict: False: return the usable part of a file with problems, which are in the findings.
 
     Raises:
-        DatasetError: the file is missing, malformed, of another kind, has other classes, or has no
-            usable instance; a chosen image is missing. All problems, one a line.
+        DatasetError: names all problems of the file and its chosen images, one a line.
     """
     collects = gc.isenabled()
     gc.disable()  # it would traverse millions of new objects repeatedly
@@ -202,7 +190,7 @@ def read_annotations(
     return annotations
 
 
-@functools.lru_cache(_KEPT_FILES)
+@functools.lru_cache(4)
 def _read(
     json_file: str,
     stamp: Hashable,  # of the file's content
@@ -219,8 +207,7 @@ def _read(
         key = _key(row.get("image_id"))
         by_image[key].append(row)
         if key not in images:
-            kind = "annotations of images that are not listed", f"{_LEFT_OUT}: list these images."
-            findings.left_out[kind].append(_label(row))
+            findings.left_out[_NO_IMAGE].append(_label(row))
     names = [image["file_name"] for image in images.values()]
     chosen = set(choose(names) if choose else names)
     places = _places(images, chosen, image_root, remedy, findings)
@@ -232,7 +219,7 @@ def _read(
             found = [_annotation(row, size, indices, seen, findings) for row in by_image[key]]
             image_id = key if is_numbered else position
             record = {"file_name": path, "image_id": image_id, "height": size[0], "width": size[1]}
-            records.append({**record, "annotations": [*filter(None, found)]})
+            records.append({**record, "annotations": list(filter(None, found))})
     if is_numbered:
         records.sort(key=lambda record: record["image_id"])  # Detectron2's order
     gc.freeze()  # excludes the records from collections: they live as long as the process
@@ -254,14 +241,14 @@ def _load(json_file: str) -> dict[str, list[dict]]:
             raise DatasetError(f"{json_file} has no list '{section}' of objects. {_GIVE}")
         content[section] = [row for row in rows if row.get("deleted") is not True]
     rows = content["annotations"]
-    for key, kind in _OTHER_KINDS.items():
+    for key, kind in (("segments_info", "panoptic segments"), ("keypoints", "keypoints")):
         if rows and all(key in row and "segmentation" not in row for row in rows):
             raise DatasetError(f"{json_file} is a COCO file of {kind}; give one of instances.")
     return content
 
 
 def _encoding(json_file: str) -> str:
-    for encoding in _ENCODINGS:
+    for encoding in ("gb18030", "shift_jis", "cp1252"):
         with contextlib.suppress(UnicodeDecodeError):
             Path(json_file).read_text(encoding=encoding)
             return f"; it may be {encoding}"
@@ -270,8 +257,7 @@ def _encoding(json_file: str) -> str:
 
 def _is_name(value: Any) -> bool:
     """Whether it is a text without lone surrogates, which cannot be encoded."""
-    is_text = isinstance(value, str) and value != ""
-    return is_text and not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value)
+    return isinstance(value, str) and re.fullmatch("[^\0\ud800-\udfff]+", value) is not None
 
 
 def _key(value: Any) -> Key:
@@ -287,19 +273,18 @@ def _label(row: dict) -> str:
     return f"id {row['id']}" if "id" in row else f"without id, of image {row.get('image_id')}"
 
 
-def _number(value: Any) -> float | None:
-    """Parse a finite number, which may be text; None: not a number."""
+def _number(value: Any) -> float:
+    """Parse a finite number, which may be text; nan: it is none."""
     try:
         number = float(value) if isinstance(value, int | float | str) else math.nan
     except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
+        return math.nan
+    return number if math.isfinite(number) else math.nan
 
 
 def _images(rows: Sequence[dict], findings: Findings) -> dict[Key, dict]:
     """The file's images by id."""
-    images: dict[Key, dict] = {}
-    by_name: dict[str, dict] = {}
+    images, by_name = dict[Key, dict](), dict[str, dict]()
     for row in rows:
         name: Any = row.get("file_name") or row.get("coco_url")  # LVIS
         key = _key(row.get("id"))
@@ -327,14 +312,12 @@ def _categories(
         raise DatasetError(f"{json_file}: 'categories' is empty. List the classes there.")
     order = sorted(named, key=lambda key: (isinstance(key, str), key))
     names = list(classes) or [named[key] for key in order]
-    strange = sorted({*named.values()} - {*names})
-    if strange:
+    if strange := sorted({*named.values()} - {*names}):
         raise DatasetError(
             f"{json_file} has annotations of the categories {', '.join(strange)}; expected "
             f"{', '.join(names)}. Write the same names in both files (their ids may differ)."
         )
-    lacking = [name for name in names if name not in named.values()]
-    if lacking:
+    if lacking := [name for name in names if name not in named.values()]:
         findings.notes.append(f"no category {', '.join(lacking)}: its AP is nan")
     indices = {key: names.index(name) for key, name in named.items()}
     ids = {index: key for key, index in indices.items() if isinstance(key, int)}
@@ -357,8 +340,8 @@ def _names_by_id(
             findings.refused[kind].append(f"{name!r} (id {row.get('id')})")
         else:
             named[key] = str(name)
-    pairs = [(row.get("supercategory"), row.get("name")) for row in content["categories"]]
-    parents = [parent for parent, name in pairs if parent != name]
+    rows = content["categories"]
+    parents = [p for row in rows if (p := row.get("supercategory")) != row.get("name")]
     used = {_key(row.get("category_id")) for row in content["annotations"]}
     count = Counter(named.values())
     for key, name in [*named.items()]:
@@ -369,8 +352,8 @@ def _names_by_id(
             findings.notes.append(f"unused category {name} (id {key}) dropped")
             count[name] -= 1
             del named[key]
-    kind = "names are of two categories", "Give each class one id and name."
     if twice := [name for name in count if count[name] > 1]:
+        kind = "names are of two categories", "Give each class one id and name."
         findings.refused[kind] += twice
     return named
 
@@ -392,8 +375,8 @@ def _places(
             unsure += given[0] not in "/." and ":" not in given  # no path of a tool's machine
         path = os.path.join(image_root, name)
         if owners.setdefault(name, given) != given:
-            advice = f"Give the folder that they start from, which is not {image_root}."
-            kind = "file names lead to an image of another one", advice
+            start = f"Give the folder that they start from, which is not {image_root}."
+            kind = "file names lead to an image of another one", start
             findings.refused[kind].append(f"{owners[name]} and {given}")
         elif size := _size(image, path, name, findings):
             places[key] = path, size
@@ -417,7 +400,7 @@ def _places(
 
 def _size(image: dict, path: str, name: str, findings: Findings) -> Size | None:
     """(H, W) that the json says, or the file where it says none; None: the file is damaged."""
-    height, width = (_number(image.get(side)) or 0.0 for side in ("height", "width"))
+    height, width = (_number(image.get(side)) for side in ("height", "width"))
     is_whole = min(height, width) >= 1 and (height % 1, width % 1) == (0, 0)
     size = (int(height), int(width)) if is_whole else None
     if size and height * width <= _LARGE:
@@ -456,24 +439,21 @@ def _annotation(
     is_rle = isinstance(shape, dict)
     rle: Any = shape if is_rle else mask_utils.merge(mask_utils.frPyObjects(shape, *size))
     area = float(mask_utils.area(rle))
-    if not area:
-        findings.left_out[_NO_PIXEL].append(_label(row))
+    content = index, crowd, rle["counts"]
+    if not area or content in seen:  # before in this image
+        findings.left_out[_COPIES if area else _NO_PIXEL].append(_label(row))
         return None
-    if (index, crowd, rle["counts"]) in seen:  # before in this image
-        findings.left_out[_COPIES].append(_label(row))
-        return None
-    seen.add((index, crowd, rle["counts"]))
+    seen.add(content)
     if crowd:
         findings.left_out[_CROWDS].append(_label(row))
     findings.instances += not crowd
-    given = _number(row.get("area")) or 0.0
+    given = _number(row.get("area"))
     box, of_mask = row.get("bbox"), mask_utils.toBbox(rle).tolist()
-    numbers = [_number(side) for side in box] if isinstance(box, list) else []
-    sides = [number for number in numbers if number is not None]
+    sides = [_number(side) for side in box] if isinstance(box, list) else []
     # A box beside its mask is that of another image, or of one of another size.
-    is_box = len(sides) == len(numbers) == 4 and boxes_meet(sides, of_mask)
+    is_box = len(sides) == 4 and all(map(math.isfinite, sides)) and boxes_meet(sides, of_mask)
     return {
-        "iscrowd": int(crowd or 0),
+        "iscrowd": int(crowd),
         "category_id": index,
         "segmentation": shape if is_rle else [part.tolist() for part in shape],
         "area": given if given > 0 else area,

@@ -28,7 +28,6 @@ DATASET_MAPPER_REGISTRY = Registry("DATASET_MAPPER")
 _STOPS = (
     {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT} if hasattr(signal, "sigtimedwait") else set()
 )
-_ALIVE_SECONDS = 5.0  # between checks whether the training process is alive
 
 logger = logging.getLogger(__name__)
 
@@ -80,13 +79,11 @@ class StreamLoader(DataLoader):
 
     A sample's position is its index in the global stream: ``k * world_size + rank`` for the k-th
     one of this process. If the mapper has ``skip_unreadable``, an image that raises DatasetError is
-    replaced by that of the next record, and the sample has the skipped files and the reasons in
-    "skipped_images"; errors of other mappers end the stream. Each ``iter`` starts at
-    ``start_position``.
+    replaced by that of the next record; errors of other mappers end the stream. Each ``iter``
+    starts at ``start_position``.
 
     Args:
-        dataset_dicts: Detectron2 records.
-        mapper: record with "seeds" and "stream_position" -> sample.
+        mapper: Detectron2 record with "seeds" and "stream_position" -> sample.
         sampler: Detectron2's: yields this process' share of the indices, always the same.
         start_position: samples of this process already consumed; they are not loaded again.
         seeds: position -> the sample's seeds by purpose.
@@ -97,8 +94,7 @@ class StreamLoader(DataLoader):
         skipped_images: unusable files of this process so far, in order, and the reasons.
 
     Raises:
-        DatasetError: (while iterating) a labeled image or annotation is unusable, or too many
-            unlabeled images are.
+        DatasetError: (while iterating) a labeled sample or too many unlabeled ones are unusable.
     """
 
     def __init__(
@@ -138,8 +134,8 @@ class StreamLoader(DataLoader):
             yield batch
 
     def _start(self) -> Iterator[list[dict]]:
-        """Start the workers with stop signals masked. The mask is inherited by threads that
-        libraries start on import, which would otherwise receive the signals."""
+        """Start the workers with stop signals masked, also for threads that libraries start on
+        import, which would otherwise receive them."""
         if not _STOPS:
             return super().__iter__()
         resource_tracker.ensure_running()  # which unblocks SIGTERM when it starts
@@ -161,9 +157,9 @@ def _too_many(skipped: dict[str, str]) -> DatasetError:
 def _start_worker(worker_id: int) -> None:
     """Ignore stop signals that the training process did not send.
 
-    Schedulers and Ctrl-C send them to every process of a job. The training process then stops after
-    its iteration, for which it still needs the worker's batches. If that process is dead, the
-    worker exits; PyTorch does not notice if it died while the worker started.
+    Schedulers and Ctrl-C send them to every process of a job, but the training process still needs
+    the worker's batches for its last iteration. If that process is dead, the worker exits; PyTorch
+    does not notice if it died while the worker started.
     """
     cv2.setNumThreads(0)  # one thread for each worker; torch limits itself
     if not _STOPS:
@@ -175,7 +171,7 @@ def _start_worker(worker_id: int) -> None:
 
     def take() -> None:
         while parent.is_alive():
-            info = signal.sigtimedwait(_STOPS, _ALIVE_SECONDS)
+            info = signal.sigtimedwait(_STOPS, 5.0)
             if info and info.si_signo == signal.SIGTERM and info.si_pid == training:
                 break
         os._exit(0)

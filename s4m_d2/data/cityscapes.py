@@ -14,8 +14,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from PIL import ImageOps
 
-from s4m_d2.data.images import image_size, open_image
-from s4m_d2.data.listing import dataset_path, list_images
+from s4m_d2.data.images import dataset_path, image_size, list_images, open_image
 from s4m_d2.errors import DatasetError
 from s4m_d2.structures import encode_edges
 
@@ -24,9 +23,7 @@ INSTANCE_SUFFIX = "_gtFine_instanceIds.png"
 
 _THINGS = [label for label in labels if label.hasInstances and not label.ignoreInEval]
 _CONTIGUOUS = {label.id: index for index, label in enumerate(_THINGS)}
-_ID_MODE = "I"  # Pillow's modes of integers with more than 8 bits begin with it
 _IDS_PER_CLASS = 1000  # instance id = class id * 1000 + number; a group has the class id alone
-_MAX_READERS = 8  # threads; decoding and the array work below release the interpreter's lock
 
 
 @dataclass(frozen=True)
@@ -57,10 +54,8 @@ class CityscapesFormat:
         return list_images(dataset_path(self.image_dir), (IMAGE_SUFFIX,), self.remedy)
 
     def load(self, choose: Callable[[Sequence[str]], list[str]]) -> tuple[list[dict], dict]:
-        """Read the records of the images that ``choose`` picks from the paths of all.
-
-        Returns:
-            Detectron2 records, with compressed RLEs and boxes XYXY in pixels, and the metadata.
+        """Read the images that ``choose`` picks from the paths of all: Detectron2 records, with
+        compressed RLEs and boxes XYXY in px, and the metadata.
 
         Raises:
             DatasetError: an image has no instance ids, sizes differ, or an id has no class.
@@ -72,12 +67,12 @@ class CityscapesFormat:
         stems = [os.path.relpath(i, image_dir).removesuffix(IMAGE_SUFFIX) for i in images]
         ids = [os.path.join(gt_dir, stem + INSTANCE_SUFFIX) for stem in stems]
         cpus = (os.cpu_count() or 1) // comm.get_local_size()
-        with ThreadPoolExecutor(max(1, min(cpus, _MAX_READERS))) as pool:
+        with ThreadPoolExecutor(max(1, min(cpus, 8))) as pool:  # decoding releases Python's lock
             return list(pool.map(_read_record, images, ids)), self.metadata()
 
 
 def _read_record(image_file: str, instance_file: str) -> dict:
-    """Read one image's record from its file of instance ids; DatasetError names the problem.
+    """Read one image's record from its file of instance ids.
 
     As in Detectron2, an id below 1000 is a group (``iscrowd``), and instances only one pixel wide
     or high are omitted.
@@ -85,7 +80,7 @@ def _read_record(image_file: str, instance_file: str) -> dict:
     with open_image(instance_file) as image:
         mode = image.mode
         ids = np.asarray(ImageOps.exif_transpose(image))  # (H, W), rotated as the image
-    if not mode.startswith(_ID_MODE):
+    if not mode.startswith("I"):  # Pillow's modes of integers with more than 8 bits
         raise DatasetError(
             f"{instance_file} must have one channel of integer ids with at least 16 bits, got "
             f"mode {mode}: 8 bits cannot tell instances apart. Recreate it with createInstanceImgs."
@@ -96,9 +91,13 @@ def _read_record(image_file: str, instance_file: str) -> dict:
             f"{instance_file} has (height, width) {ids.shape}, but its image {image_file} has "
             f"{size}. Replace the one that does not belong to the data set."
         )
-    image_id, annotations = os.path.basename(image_file), _annotations(ids, instance_file)
-    record = {"file_name": image_file, "image_id": image_id, "height": height, "width": width}
-    return {**record, "annotations": annotations}
+    return {
+        "file_name": image_file,
+        "image_id": os.path.basename(image_file),
+        "height": height,
+        "width": width,
+        "annotations": _annotations(ids, instance_file),
+    }
 
 
 def _annotations(ids: np.ndarray, instance_file: str) -> list[dict]:

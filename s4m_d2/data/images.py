@@ -1,14 +1,22 @@
-"""Reads images, or only their sizes, with errors that name the file.
+"""Files of images and videos: finding, listing and reading them, with errors that name the file.
 
-Plain files are decoded by OpenCV, which is faster, all others by Pillow.
+Plain images are decoded by OpenCV, which is faster, all others by Pillow.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import os
+import re
 import struct
-from collections.abc import Iterator
+import unicodedata
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
@@ -16,29 +24,34 @@ from detectron2.data import detection_utils
 from PIL import ExifTags, Image
 
 from s4m_d2.errors import DatasetError
+from s4m_d2.files import atomic_write, digest
 
+IMAGE_EXTENSIONS = tuple(".jpg .jpeg .png .bmp .webp .tif .tiff .jfif .gif .jp2 .ppm .pgm".split())
+_UNREAD = ".heic .heif .avif .jxl .dng .cr2 .nef .arw .psd".split()  # pictures
+VIDEO_EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+_UPLOAD = re.compile(r"(?<![^/])[0-9a-f]{8}-(?=[^/]+$)")  # Label Studio's, before a name
 #: What Pillow raises for a damaged, truncated or foreign file.
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
-_DEEP_MODES = ("I", "F")  # Pillow's modes of more than 8 bits begin with these
 _EXIF_SOURCES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 # Transposition for each EXIF orientation of an image that is not stored upright.
 _TURNS: dict[int | None, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
+    5: Image.Transpose.TRANSPOSE,  # from here on, height and width are swapped
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_TRANSPOSED = (5, 6, 7, 8)  # of them, those that swap height and width
 # Bytes that may follow 0xff in the pixels of a JPEG: 0 (0xff is a value), restarts, and the start
 # of another scan of a progressive image.
 _SCAN_CODES = (0x00, *range(0xD0, 0xD8), 0xC4, 0xDA)
 _JPEG_SCAN, _JPEG_END = 0xFFDA, 0xD9
 # Chunks of a PNG without orientation (texts may have it), transparency or further frames.
 _PNG_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"tIME", b"gAMA", b"cHRM", b"sRGB", b"iCCP"}
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -60,17 +73,13 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
     is read. Of color images with 16 bits per channel the upper 8 are kept; gray ones of more than 8
     bits are refused, because the range of their values is not known.
 
-    Args:
-        image_format: "RGB" or "BGR", the order of the channels returned.
-
-    Returns:
-        (H, W, 3) uint8, contiguous.
+    Returns (H, W, 3) uint8, contiguous, in ``image_format``, "RGB" or "BGR".
 
     Raises:
         DatasetError: the file is missing, damaged, not an image, or has more than 8 bits.
     """
     with open_image(file_name) as image:
-        if image.mode.startswith(_DEEP_MODES):
+        if image.mode.startswith(("I", "F")):
             raise DatasetError(
                 f"{file_name} has gray values of more than 8 bits (Pillow's mode {image.mode})."
                 " Scale them to 0..255 and save the image with 8 bits per channel."
@@ -85,16 +94,12 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
 
 
 def image_size(file_name: str) -> tuple[int, int]:
-    """(H, W) of an image after EXIF rotation, from its header alone.
-
-    Raises:
-        DatasetError: the file is missing or its header is damaged.
-    """
+    """(H, W) of an image after EXIF rotation, from its header; DatasetError: it is damaged."""
     with open_image(file_name) as image:
         width, height = image.size
         # Reading the orientation of a PNG without these would decode all of it.
         is_described = any(source in image.info for source in _EXIF_SOURCES)
-        is_transposed = is_described and orientation(image) in _TRANSPOSED
+        is_transposed = is_described and orientation(image) in (5, 6, 7, 8)
     return (width, height) if is_transposed else (height, width)
 
 
@@ -158,3 +163,252 @@ def unreadable(file_name: str, error: Exception) -> DatasetError:
     """Make the error for a listed file that cannot be used."""
     remedy = "Replace it with a fresh copy; cut an image that is too large."
     return DatasetError(f"{file_name} cannot be read: {error}. {remedy}")
+
+
+def dataset_path(path: str) -> str:
+    """``path`` itself if absolute, else under $DETECTRON2_DATASETS (default: ``datasets``)."""
+    root = os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    return os.path.join(root, os.path.expanduser(path))
+
+
+def list_images(image_dir: str, suffixes: tuple[str, ...], remedy: str) -> list[str]:
+    """List the files below a folder whose names end in one of ``suffixes``, sorted.
+
+    Hidden files and folders, pipes and devices are left out. Links are followed, but each folder
+    is visited once, under its own path if it has one below ``image_dir``. Broken links are listed.
+
+    Raises:
+        DatasetError: the folder does not exist or holds no such file; ``remedy`` ends the message.
+    """
+    if not os.path.exists(image_dir):
+        raise DatasetError(f"The folder of images {image_dir} does not exist. {remedy}")
+    if not os.path.isdir(image_dir):
+        raise DatasetError(f"{image_dir} is no folder. {remedy}")
+    paths: list[str] = []
+    others: list[str] = []
+    wanted = tuple(suffix.lower() for suffix in suffixes)
+    visited = {str(folder) for folder in Path(os.path.realpath(image_dir)).parents}
+    roots = deque([image_dir])
+    while roots:
+        for folder, below, names in os.walk(roots.popleft(), onerror=logger.warning):
+            below[:] = [name for name in sorted(below) if not _is_hidden(name)]
+            real = os.path.realpath(folder)
+            if real in visited:
+                below.clear()
+                continue
+            visited.add(real)
+            linked = (os.path.join(folder, name) for name in below)
+            roots += filter(os.path.islink, linked)  # which os.walk does not follow
+            for path in (os.path.join(folder, name) for name in names if not _is_hidden(name)):
+                is_file = os.path.isfile(path) or not os.path.exists(path)
+                is_image = is_file and path.lower().endswith(wanted)
+                (paths if is_image else others).append(path)
+    endings = Counter(os.path.splitext(path)[1].lower() for path in others)
+    if unread := [f"{endings[e]:,} {e}" for e in _UNREAD if e in endings]:
+        text = "%s: files cannot be read and are left out: %s. Convert them to JPEG or PNG."
+        logger.warning(text, image_dir, ", ".join(unread))
+    if not paths:
+        raise DatasetError(
+            f"The folder {image_dir} holds no image that ends in {', '.join(suffixes)}. {remedy}"
+        )
+    if others:
+        logger.info("%s: %d files are no images: left out", image_dir, len(others))
+    return sorted(paths)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"  # which macOS adds to archives
+
+
+def find_below(folder: str, given: str) -> str:
+    """Path below the folder: a file name, or the longest end of it that is there; "": none is.
+
+    Tools write paths of their machines, addresses, backslashes, percent codes and prefixes of
+    uploads; systems differ in case, and in composed or decomposed letters.
+    """
+    path = given.replace("\\", "/")
+    plain = unquote(path.replace("?d=", "/").partition("?")[0])
+    for text in dict.fromkeys((given, path, plain, _UPLOAD.sub("", plain))):
+        parts = text.split("/")
+        for name in (os.path.normpath("/".join(parts[start:])) for start in range(len(parts))):
+            is_there = os.path.isfile(os.path.join(folder, name))
+            found = name if is_there else _names_below(folder).get(folded(name))
+            if found and not name.startswith((os.sep, os.pardir)):
+                return found
+    return ""
+
+
+def folded(name: str) -> str:
+    """Remove differences of case, and of composed and decomposed letters."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+@functools.lru_cache(4)
+def _names_below(folder: str) -> dict[str, str]:
+    """Paths of files below the folder, by their :func:`folded` forms; "": of several files."""
+    names: dict[str, str] = {}
+    for parent, _, files in os.walk(folder):
+        for name in (os.path.relpath(os.path.join(parent, file), folder) for file in files):
+            names[folded(name)] = "" if folded(name) in names else name
+    return names
+
+
+def list_unlabeled(
+    image_dir: str,
+    frames_dir: str,
+    every: int = 1,
+    *,
+    validation: Sequence[str] = (),
+    validation_dir: str = "",
+    labeled: Sequence[str] = (),
+) -> tuple[list[str], dict[str, int]]:
+    """List images below a folder as :func:`list_images`, without those that have labels.
+
+    An image is left out if it has the same content as a labeled one; for the validation set, also
+    if it has the same relative path.
+
+    Args:
+        image_dir: searched recursively; or a video.
+        frames_dir, every: every n-th frame of a video is an image, written there once.
+        validation, validation_dir: paths of the validation images, relative to that folder.
+        labeled: paths of other labeled images.
+
+    Returns:
+        Paths below ``image_dir``, sorted, those of frames absolute; the number of images left out,
+        by reason.
+
+    Raises:
+        DatasetError: the folder does not exist or holds no other image, or a video is damaged.
+    """
+    remedy = "--unlabeled (S4M.DATA.UNLABELED) names a folder of unlabeled images, or a video."
+    names = _images_and_frames(image_dir, frames_dir, every, remedy)
+    known = {os.path.normpath(name) for name in validation}
+    held_out = {path for path, name in names.items() if name in known}
+    held_out |= copies(names, [os.path.join(validation_dir, name) for name in validation])
+    known_labels = copies(names, labeled) - held_out
+    kept = [name for path, name in names.items() if path not in held_out | known_labels]
+    if not kept:
+        raise DatasetError(
+            f"The folder {image_dir} has {len(names)} images, all of them labeled or in the "
+            f"validation set: nothing is left to train on. {remedy}"
+        )
+    left_out = {"in the validation set": len(held_out), "labeled": len(known_labels)}
+    return kept, {reason: count for reason, count in left_out.items() if count}
+
+
+def _images_and_frames(image_dir: str, frames_dir: str, every: int, remedy: str) -> dict[str, str]:
+    """Names, see :func:`list_unlabeled`, by path."""
+    frames_dir = os.path.abspath(frames_dir)
+    root, found = image_dir, [image_dir]
+    if os.path.isfile(image_dir) and image_dir.lower().endswith(VIDEO_EXTENSIONS):
+        root = os.path.dirname(image_dir)
+    else:
+        found = list_images(image_dir, IMAGE_EXTENSIONS + VIDEO_EXTENSIONS, remedy)
+    names: dict[str, str] = {}
+    for path in found:
+        name = os.path.relpath(path, root)
+        if path.lower().endswith(VIDEO_EXTENSIONS):
+            names |= {f: f for f in _write_frames(path, os.path.join(frames_dir, name), every)}
+        elif not path.startswith(os.path.join(frames_dir, "")):
+            names[path] = name
+    return names
+
+
+def copies(paths: Iterable[str], originals: Iterable[str]) -> set[str]:
+    """Those of ``paths`` with the content of one of ``originals``; what cannot be read has none."""
+    for key in (_size, _middle, digest):  # each reads more bytes, of fewer files
+        wanted = {path: key(path) for path in originals}
+        values = set(wanted.values()) - {None, ""}
+        keys = {path: key(path) for path in paths} if values else {}
+        paths = [path for path in keys if keys[path] in values]
+        found = {keys[path] for path in paths}
+        originals = [path for path in wanted if wanted[path] in found]
+    return set(paths)
+
+
+def _size(path: str) -> int | None:
+    return os.path.getsize(path) if os.path.isfile(path) else None
+
+
+def _middle(path: str) -> bytes | None:
+    """Some bytes from the middle of a file, as many files begin alike."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            file.seek(file.seek(0, os.SEEK_END) // 2)
+            return file.read(4096)
+    except OSError:
+        return None
+
+
+def _write_frames(path: str, folder: str, every: int) -> list[str]:
+    """Write every n-th frame of a video as NAME_000010.jpg, once; returns their paths."""
+    stem = os.path.join(folder, os.path.splitext(os.path.basename(path))[0])
+    done = os.path.join(folder, f".every-{every}")  # written last: the number of frames
+    if not os.path.isfile(done) or os.path.getmtime(done) < os.path.getmtime(path):
+        count = 0
+        for index, frame in enumerate(Video(path)):
+            if index % every == 0:
+                quality = (cv2.IMWRITE_JPEG_QUALITY, 95)
+                _, encoded = cv2.imencode(".jpg", frame[:, :, ::-1], quality)
+                with atomic_write(f"{stem}_{index:06d}.jpg", "wb") as file:
+                    file.write(encoded.tobytes())
+                count += 1
+        with atomic_write(done) as file:
+            file.write(str(count))
+    with open(done, encoding="ascii") as file:
+        return [f"{stem}_{index * every:06d}.jpg" for index in range(int(file.read()))]
+
+
+def unlabeled_records(paths: list[str], image_dir: str) -> list[dict]:
+    """Make records with "file_name", "image_id" (path below ``image_dir``), "height", "width".
+
+    Sizes are those of the headers. The record of an image with a damaged one has the reason in
+    "unreadable" and no size; the loader skips and counts it.
+    """
+
+    def read(path: str) -> dict:
+        record: dict = {"file_name": path, "image_id": os.path.relpath(path, image_dir)}
+        try:
+            record["height"], record["width"] = image_size(path)
+        except DatasetError as error:
+            record["unreadable"] = str(error)
+        return record
+
+    with ThreadPool(8) as pool:
+        return pool.map(read, paths, 64)  # per task; one by one takes twice as long
+
+
+class Video:
+    """A video, read one frame at a time; DatasetError: it is missing or cannot be read.
+
+    Attributes:
+        path: as given.
+        fps: frames per second; 25 if it has no rate.
+        announced: number of frames in its header; 0: unknown.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        capture = cv2.VideoCapture(path) if os.path.isfile(path) else None  # not an address
+        if capture is None or not capture.isOpened():
+            problem = "does not exist" if capture is None else "cannot be read as a video"
+            raise DatasetError(f"{path} {problem}. Give one that OpenCV can open, such as .mp4.")
+        self._capture = capture
+        fps = capture.get(cv2.CAP_PROP_FPS)
+        self.fps = fps if 0 < fps < np.inf else 25.0
+        self.announced = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """The frames, (H, W, 3) uint8 RGB, once; DatasetError at the end if some are missing."""
+        count = 0
+        try:
+            while (read := self._capture.read())[0]:
+                count += 1
+                yield cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB)
+        finally:
+            self._capture.release()
+        if count == 0 or count < 0.95 * self.announced:  # which some formats only estimate
+            raise DatasetError(
+                f"{self.path} ends after {count} of {self.announced} frames: it is damaged or "
+                "truncated. Replace it with a fresh copy."
+            )

@@ -24,8 +24,6 @@ from s4m_d2.errors import DatasetError, InputError
 from s4m_d2.structures import mask_boxes
 
 _PASSED_KEYS = ("file_name", "image_id", "seeds", "stream_position")
-_SEED_BITS = 63
-_COLOR_STREAM = (1,)  # separate from the draws of the geometry
 
 
 class _Mapper:
@@ -74,12 +72,12 @@ class _Mapper:
         """A sample's first keys, its plain and color-distorted view, and the transforms."""
         image = read_image(record["file_name"], self._image_format)
         seeds = record.get("seeds")
-        seed = seeds["augment"] if seeds else int(np.random.default_rng().integers(2**_SEED_BITS))
+        seed = seeds["augment"] if seeds else int(np.random.default_rng().integers(2**63))
         geometry = of_tile(self._geometry, record)
         view, transforms = apply_geometry(geometry, image, seed, record["file_name"])
         colored = view
         if self._color is not None:
-            draws = np.random.SeedSequence(seed, spawn_key=_COLOR_STREAM)
+            draws = np.random.SeedSequence(seed, spawn_key=(1,))  # apart from the geometry's
             colored = self._color(view, np.random.default_rng(draws))
         sample = {key: record[key] for key in _PASSED_KEYS if key in record}
         sample["height"], sample["width"] = image.shape[:2]
@@ -99,19 +97,17 @@ class _Mapper:
                 "the image or the annotations; if it was annotated without the rotation of its "
                 "EXIF data, remove these (exiftool -Orientation= FILES)."
             )
-        labels = [annotation.get("category_id") for annotation in annotations]
+        labels = [row.get("category_id") for row in annotations]
         if wrong := [label for label in labels if label not in range(self._num_classes)]:
             raise DatasetError(
                 f"An annotation of {name} has the category_id {wrong[0]}, but the model has "
                 f"{self._num_classes} classes. Correct it or MODEL.SEM_SEG_HEAD.NUM_CLASSES."
             )
+        segmentations = [row.get("segmentation") for row in annotations]
         try:
-            segmentations = [annotation.get("segmentation") for annotation in annotations]
             masks = transform_masks(segmentations, transforms, size, view.shape[:2])
         except DatasetError as error:
-            raise DatasetError(
-                f"Annotations of {name}: {error}. Correct or remove the annotation."
-            ) from error
+            raise DatasetError(f"Annotations of {name}: {error}. Correct or remove it.") from error
         boxes = mask_boxes(masks)
         kept = boxes.any(1) | self._keep_empty
         instances = _Targets(
@@ -134,7 +130,7 @@ class _Targets(Instances):
 
 @DATASET_MAPPER_REGISTRY.register()
 class ARPDatasetMapper(_Mapper):
-    """Turn an unlabeled record into two views of the same geometry; annotations are never read.
+    """Turn an unlabeled record into two views of the same geometry.
 
     "image" is the plain view, for ARP and the strong view. "image_weak" has the color distortion,
     for teacher and SAM.
@@ -143,11 +139,7 @@ class ARPDatasetMapper(_Mapper):
     skip_unreadable = True  # the stream loader replaces an image that cannot be read
 
     def __call__(self, record: dict) -> dict:
-        """Map one record, which is not changed, to both views, (3, H, W) uint8, content only.
-
-        Raises:
-            DatasetError: the image is missing, damaged or truncated.
-        """
+        """Map one record to both views, (3, H, W) uint8; DatasetError: the image is damaged."""
         sample, view, weak, _ = self._views(record)
         return {**sample, "image": _as_tensor(view), "image_weak": _as_tensor(weak)}
 
@@ -156,15 +148,11 @@ class LabeledDatasetMapper(_Mapper):
     """Turn a labeled record into a training sample, for any Detectron2 training loader."""
 
     def __call__(self, record: dict) -> dict:
-        """Map one record, which is not changed.
+        """Map one record to a sample with "image", (3, H, W) uint8, and "instances" (gt_classes,
+        gt_masks as BitMasks, gt_boxes) in the frame of the view.
 
-        Returns:
-            A sample with "image" ((3, H, W) uint8, content only) and "instances" (gt_classes,
-            gt_masks as BitMasks, gt_boxes) in the frame of the view. Crowds and, unless
-            ``keep_empty``, instances outside the view are left out.
-
-        Raises:
-            DatasetError: names the image, and what is wrong with it or with which annotation.
+        Crowds and, unless ``keep_empty``, instances outside the view are left out. DatasetError
+        names the image, and what is wrong with it or with an annotation.
         """
         if "annotations" not in record:
             raise DatasetError(
@@ -187,24 +175,17 @@ class TrueLabelsMapper(_Mapper):
         }
 
     def __call__(self, record: dict) -> dict:
-        """Map one record, which is not changed.
-
-        Returns:
-            A sample with "height" and "width" of the image or tile; "image", resized, (3, H, W)
-            uint8; "truth", Instances of (H, W) with ``gt_classes`` (M,) int64, ``gt_masks``
-            BitMasks, ``gt_boxes`` and ``gt_crowds`` (M,) bool, without empty masks.
-
-        Raises:
-            DatasetError: names the image, and what is wrong with it or with which annotation.
-        """
-        wanted = [  # a crowd may have no region
-            a for a in record["annotations"] if not a.get("iscrowd", 0) or a.get("segmentation")
-        ]
+        """Map one record to a sample with "height" and "width" of the image or tile; "image",
+        resized, (3, H, W) uint8; "truth", Instances of (H, W) with ``gt_classes`` (M,) int64,
+        ``gt_masks`` BitMasks, ``gt_boxes`` and ``gt_crowds`` (M,) bool, without empty masks.
+        Errors are those of :class:`LabeledDatasetMapper`."""
+        rows = record["annotations"]  # of them, a crowd may have no region
+        wanted = [row for row in rows if not row.get("iscrowd") or row.get("segmentation")]
         sample, truth, annotations = self._annotated(record, wanted)
         if "tile" in record:
             left, top, right, bottom = record["tile"]
             sample["height"], sample["width"] = bottom - top, right - left
-        crowds = [bool(annotation.get("iscrowd", 0)) for annotation in annotations]
+        crowds = [bool(row.get("iscrowd")) for row in annotations]
         truth.gt_crowds = torch.tensor(crowds, dtype=torch.bool)
         return {**sample, "truth": truth}
 

@@ -7,16 +7,15 @@ import re
 from collections.abc import Sequence
 
 from s4m_d2.data.annotations import Annotations, Findings
-from s4m_d2.data.listing import copies
+from s4m_d2.data.images import copies
 from s4m_d2.errors import DatasetError, first_names
 
 
 def merge_annotations(parts: Sequence[Annotations]) -> tuple[Annotations, list[str]]:
     """One set of what several files annotate; a single file's stays as it is.
 
-    Args:
-        parts: of the files. A class that the first file lacks comes after its classes. An image
-            that a later file has too, as the same file or as a copy, is the later one's.
+    A class that the first file lacks comes after its classes. An image that a later file has too,
+    as the same file or as a copy, is the later one's.
 
     Returns:
         the set, its images numbered from 1 and named from the folder that all their folders share;
@@ -25,9 +24,9 @@ def merge_annotations(parts: Sequence[Annotations]) -> tuple[Annotations, list[s
     Raises:
         DatasetError: names of classes in different files differ in spelling alone.
     """
-    names, alike_names = _class_names(parts)
+    names, notes = _class_names(parts)
     if len(parts) == 1:
-        return parts[0], alike_names
+        return parts[0], notes
     records: list[dict] = []  # from the last one to the first
     later: dict[str, str] = {}  # path of an image: its name in the file
     again, alike = [], []
@@ -43,6 +42,13 @@ def merge_annotations(parts: Sequence[Annotations]) -> tuple[Annotations, list[s
                 rows = record["annotations"]
                 rows = [{**row, "category_id": indices[row["category_id"]]} for row in rows]
                 records.append({**record, "annotations": rows})
+    for text, found in {
+        "are in a later file too, and its annotations are taken": again,
+        "have a file name of another file's image, but are other pictures: both are trained on (if "
+        "they are the same, name the same folder for both with --images)": alike,
+    }.items():
+        if found:
+            notes.append(f"{len(found):,} labeled images {text}: {first_names(found, most=1)}.")
     merged = Annotations(
         ", ".join(part.json_file for part in parts),
         os.path.commonpath([part.image_root for part in parts]),
@@ -50,16 +56,7 @@ def merge_annotations(parts: Sequence[Annotations]) -> tuple[Annotations, list[s
         tuple({**r, "image_id": n} for n, r in enumerate(reversed(records), start=1)),
         _joined_findings(parts),
     )
-    notes = {
-        "are in a later file too, and its annotations are taken": again,
-        "have a file name of another file's image, but are other pictures: both are trained on (if "
-        "they are the same, name the same folder for both with --images)": alike,
-    }
-    return merged, alike_names + [
-        f"{len(found):,} labeled images {text}: {first_names(found, most=1)}."
-        for text, found in notes.items()
-        if found
-    ]
+    return merged, notes
 
 
 def _joined_findings(parts: Sequence[Annotations]) -> Findings:

@@ -21,48 +21,40 @@ from s4m_d2.data.transforms import source_pixels
 from s4m_d2.errors import DatasetError
 from s4m_d2.structures import encode_edges
 
-_PAIR, _FEWEST_POINTS = 2, 3
 _MAX_REACH = 10  # how far a polygon may extend beyond its image, in longer sides of the image
 _NO_NUMBERS = "a polygon must be a list of finite numbers x, y, x, y, ..."
-# Of a compressed RLE's text: see _read_text.
-_TEXT_ZERO = ord("0")
-_TEXT_BITS = 5
-_TEXT_MORE = 1 << _TEXT_BITS
-_TEXT_MAX_DIGITS = 7  # of a 32-bit number
 
 
-def as_polygons(segmentation: list) -> list:
-    """Make a list of polygons; tools also write a single polygon, flat or as pairs.
-
-    >>> as_polygons([0, 0, 4, 0, 4, 4]), as_polygons([[0, 0], [4, 0], [4, 4]])
-    ([[0, 0, 4, 0, 4, 4]], [[[0, 0], [4, 0], [4, 4]]])
-    """
-    pairs = (isinstance(part, list) and len(part) == _PAIR for part in segmentation)
-    is_one = bool(segmentation) and (
-        isinstance(segmentation[0], int | float)
-        or (len(segmentation) >= _FEWEST_POINTS and all(pairs))
-    )
-    return [segmentation] if is_one else segmentation
-
-
-def read_polygons(polygons: list, image_size: tuple[int, int]) -> list[np.ndarray]:
+def read_polygons(polygons: list, image_size: tuple[int, int]) -> tuple[list[np.ndarray], int]:
     """Convert polygons with at least three points to new float64 arrays [x0, y0, x1, ...].
 
     Args:
-        polygons: lists of numbers or of pairs (x, y), such as :func:`as_polygons` returns.
+        polygons: lists of numbers or of pairs (x, y); or a single one, which some tools write.
         image_size: (H, W).
+
+    Returns:
+        The arrays, and the number of other polygons, 0 if there is no array.
 
     Raises:
         DatasetError: says what is wrong, as part of a sentence.
+
+    >>> for polygons in ([0, 0, 4, 0, 4, 4], [[0, 0], [4, 0], [4, 4]], [[0, 0, 4, 0, 4, 4], [1]]):
+    ...     print(read_polygons(polygons, (4, 4)))
+    ([array([0., 0., 4., 0., 4., 4.])], 0)
+    ([array([0., 0., 4., 0., 4., 4.])], 0)
+    ([array([0., 0., 4., 0., 4., 4.])], 1)
     """
+    are_pairs = all(isinstance(part, list) and len(part) == 2 for part in polygons)
+    is_flat = bool(polygons) and isinstance(polygons[0], int | float)
+    parts = [polygons] if is_flat or (are_pairs and len(polygons) >= 3) else polygons
     reach = (_MAX_REACH + 1) * max(image_size)
     arrays = []
-    for polygon in polygons:
+    for part in parts:
         try:
-            points = np.array(polygon, dtype=np.float64)
+            points = np.array(part, dtype=np.float64)
         except (TypeError, ValueError, OverflowError) as error:
             raise DatasetError(_NO_NUMBERS) from error
-        is_flat_or_pairs = points.ndim == 1 or (points.ndim and points.shape[-1] == _PAIR)
+        is_flat_or_pairs = points.ndim == 1 or (points.ndim and points.shape[-1] == 2)
         low, high = points.min(initial=0), points.max(initial=0)
         if not is_flat_or_pairs or not math.isfinite(high - low):
             raise DatasetError(_NO_NUMBERS)
@@ -71,27 +63,22 @@ def read_polygons(polygons: list, image_size: tuple[int, int]) -> list[np.ndarra
                 f"a polygon has the coordinate {low if -low > high else high:g}, far outside the "
                 f"image, which has (height, width) {image_size}"
             )
-        if points.size >= _FEWEST_POINTS * _PAIR and points.size % _PAIR == 0:
+        if points.size >= 6 and points.size % 2 == 0:
             arrays.append(points.reshape(-1))
-    return arrays
+    return arrays, (len(parts) - len(arrays)) * bool(arrays)
 
 
 def read_segmentation(
     segmentation: Any, image_size: tuple[int, int]
 ) -> tuple[list[np.ndarray] | dict, int]:
-    """Read polygons, or an RLE, alone or in a list; empty: no mask.
-
-    Returns:
-        as :func:`read_polygons` or :func:`compressed_rle`, which raise the errors; the number of
-        polygons that were left out beside others.
-    """
-    parts = as_polygons(segmentation) if isinstance(segmentation, list) else [segmentation or {}]
-    if len(parts) == 1 and isinstance(parts[0], dict):
-        return compressed_rle(parts[0], image_size) if parts[0].get("counts") else {}, 0
-    if not isinstance(segmentation, list):
-        raise DatasetError("expected polygons or an RLE")
-    polygons = read_polygons(parts, image_size)
-    return polygons, (len(parts) - len(polygons)) * bool(polygons)
+    """Read polygons as :func:`read_polygons`, or an RLE, alone or in a list, as
+    :func:`compressed_rle`; empty: no mask."""
+    is_list = isinstance(segmentation, list)
+    if is_list and not (len(segmentation) == 1 and isinstance(segmentation[0], dict)):
+        return read_polygons(segmentation, image_size)
+    rle = segmentation[0] if is_list else segmentation or {}
+    is_empty = isinstance(rle, dict) and not rle.get("counts")
+    return {} if is_empty else compressed_rle(rle, image_size), 0
 
 
 def run_lengths(segmentation: object, image_size: tuple[int, int]) -> np.ndarray:
@@ -134,34 +121,27 @@ def _read_text(text: str | bytes) -> np.ndarray | None:
     the fourth number on, each is the difference to the run before the previous one.
     """
     raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    digits = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - _TEXT_ZERO
-    last = np.flatnonzero(digits < _TEXT_MORE)
+    digits = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - ord("0")
+    last = np.flatnonzero(digits < 32)
     lengths = np.diff(last, prepend=-1)
-    if (
-        not len(last)
-        or last[-1] != len(digits) - 1
-        or lengths.max() > _TEXT_MAX_DIGITS
-        or digits.min() < 0
-        or digits.max() >= 2 * _TEXT_MORE
-    ):
+    if not len(last) or last[-1] != len(digits) - 1 or lengths.max() > 7:  # 32 bits have 7 digits
+        return None
+    if digits.min() < 0 or digits.max() > 63:
         return None
     first = last - lengths + 1
     place = np.arange(len(digits)) - np.repeat(first, lengths)
-    values = np.add.reduceat((digits % _TEXT_MORE) << (_TEXT_BITS * place), first)
-    values -= (digits[last] >= _TEXT_MORE // 2).astype(np.int64) << (_TEXT_BITS * lengths)
+    values = np.add.reduceat((digits % 32) << (5 * place), first)
+    values -= (digits[last] >= 16).astype(np.int64) << (5 * lengths)
     values[1::2] = values[1::2].cumsum()
     values[2::2] = values[2::2].cumsum()
     return values
 
 
-def compressed_rle(rle: dict, image_size: tuple[int, int]) -> dict:
+def compressed_rle(rle: Any, image_size: tuple[int, int]) -> dict:
     """Convert an RLE dict, compressed or not, to one that COCO's API handles: counts are a str.
 
     Runs of length 0 are removed (the first may be 0): if two masks have such runs at the same
-    place, their union by COCO's API is wrong, or does not terminate.
-
-    Raises:
-        DatasetError: says what is wrong, as part of a sentence.
+    place, their union by COCO's API is wrong, or does not terminate. Errors: :func:`run_lengths`.
     """
     lengths, counts = run_lengths(rle, image_size), rle["counts"]
     if not isinstance(counts, str) or not lengths[1:].all():
@@ -176,19 +156,14 @@ def transform_masks(
     image_size: tuple[int, int],
     view_size: tuple[int, int],
 ) -> Tensor:
-    """Transform segmentations of an image to masks in the frame of its view.
+    """Transform segmentations of an image to masks in the frame of its view, (N, H', W') bool.
 
-    The points of polygons are transformed and drawn in the view, where parts outside are cut off;
-    masks are resampled (nearest pixel).
+    The points of polygons, [[x0, y0, x1, ...], ...] in px of the image, are transformed and drawn
+    in the view, where parts outside are cut off; RLE dicts are resampled (nearest pixel).
 
     Args:
-        segmentations: polygons [[x0, y0, x1, ...], ...] in pixels of the image, or RLE dicts
-            (compressed or not).
         transforms: from the image to the view.
         image_size, view_size: (H, W) before and after.
-
-    Returns:
-        (N, H', W') bool.
 
     Raises:
         DatasetError: a segmentation is malformed, or of another size than the image.
@@ -197,7 +172,7 @@ def transform_masks(
     pixels = source_pixels(transforms, image_size)
     for segmentation, view in zip(segmentations, masks, strict=True):
         if isinstance(segmentation, list):
-            polygons = read_polygons(as_polygons(segmentation), image_size)
+            polygons, _ = read_polygons(segmentation, image_size)
             if not polygons:
                 raise DatasetError("no polygon has three points (x, y) or more")
             moved = [transforms.apply_coords(p.reshape(-1, 2)).reshape(-1) for p in polygons]

@@ -1,4 +1,5 @@
-"""Labeled and unlabeled data sets, registered on import without reading any file.
+"""Labeled and unlabeled data sets, registered on import without reading any file, and the choice
+of labeled images: a fixed share of a set, a list of file names, a validation split.
 
 ``$DETECTRON2_DATASETS`` (default: ``datasets``) is read whenever a set is loaded.
 """
@@ -6,26 +7,31 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from s4m_d2.data.annotations import Annotations, read_annotations
-from s4m_d2.data.cityscapes import CityscapesFormat
-from s4m_d2.data.listing import IMAGE_EXTENSIONS, dataset_path, list_images, unlabeled_records
-from s4m_d2.data.subsets import listed_subset, name_key, photograph, read_split_file, stable_subset
-from s4m_d2.errors import ConfigError, DatasetError
+from s4m_d2.data.cityscapes import IMAGE_SUFFIX, INSTANCE_SUFFIX, CityscapesFormat
+from s4m_d2.data.images import IMAGE_EXTENSIONS, dataset_path, list_images, unlabeled_records
+from s4m_d2.errors import ConfigError, DatasetError, InputError, first_names, require
+from s4m_d2.files import read_lines
 
 CITYSCAPES_PERCENTS = (5, 10, 20, 30)
-COCO_PERCENTS = (1, 2, 5, 10)
 DEFAULT_SPLIT_SEED = 0
 OWN_LABELED, OWN_UNLABELED, OWN_VALIDATION = "own_labeled", "own_unlabeled", "own_val"
 
 _PERCENT_NAME = re.compile(r"(?P<base>.+)_(?P<percent>\d+)pct")
-_HASH_DIGITS = 8
+_COPY = re.compile(r"\.rf\.\w+(?=\.\w+$)")  # Roboflow's, in the names of augmented copies
+
+Choose = Callable[[Sequence[str]], list[str]]
+Loaded = tuple[list[dict], dict]  # records and metadata
 
 
 @dataclass(frozen=True)
@@ -57,10 +63,9 @@ class CocoFormat:
         """Paths of all images, sorted; the json file is not opened."""
         return list_images(dataset_path(self.image_root), IMAGE_EXTENSIONS, self.remedy)
 
-    def load(self, choose: Callable[[Sequence[str]], list[str]]) -> tuple[list[dict], dict]:
+    def load(self, choose: Choose) -> Loaded:
         """Read the images that ``choose`` picks from the file names of all, as
-        :func:`~s4m_d2.data.annotations.read_annotations`: Detectron2 records, and
-        :meth:`metadata` with the classes."""
+        :func:`~s4m_d2.data.annotations.read_annotations`; the metadata have the classes."""
         annotations = read_annotations(
             dataset_path(self.json_file),
             dataset_path(self.image_root),
@@ -79,36 +84,26 @@ _UNLABELED: dict[str, DatasetFormat] = {}  # of the unlabeled ones, whose annota
 def register_splits(
     name: str, dataset: DatasetFormat, percents: Sequence[int], *, full: bool = False
 ) -> None:
-    """Register ``{name}_{p}pct`` for each percentage, and ``{name}_unlabeled`` with all images.
-
-    Args:
-        name: such as ``fruit_train``.
-        dataset: paths of images and annotations.
-        percents: whole percentages of the images.
-        full: also register ``name`` itself, with all annotations.
-    """
+    """Register ``{name}_{p}pct`` for each of ``percents``, whole percentages of the images, and
+    ``{name}_unlabeled`` with all images; ``full``: also ``name`` itself, with all annotations."""
     if full:
         _register_labeled(name, dataset, sorted)
     for percent in percents:
         choose = functools.partial(stable_subset, fraction=percent / 100, seed=DEFAULT_SPLIT_SEED)
         _register_labeled(f"{name}_{percent}pct", dataset, choose)
-    unlabeled = f"{name}_unlabeled"
 
-    def load() -> tuple[list[dict], dict]:
+    def load() -> Loaded:
         metadata = dataset.metadata()
         return unlabeled_records(dataset.unlabeled_images(), metadata["image_dir"]), metadata
 
-    _register(unlabeled, load, dataset.metadata())
-    _UNLABELED[unlabeled] = dataset
+    _register(f"{name}_unlabeled", load, dataset.metadata())
+    _UNLABELED[f"{name}_unlabeled"] = dataset
 
 
 def register_unlabeled_folder(name: str, image_dir: str) -> None:
-    """Register all images below a folder as an unlabeled set; no other files are read.
+    """Register all images below a folder, absolute or in $DETECTRON2_DATASETS, as unlabeled."""
 
-    A relative path starts at $DETECTRON2_DATASETS.
-    """
-
-    def load() -> tuple[list[dict], dict]:
+    def load() -> Loaded:
         folder = dataset_path(image_dir)
         images = list_images(folder, IMAGE_EXTENSIONS, "Register the folder that holds them.")
         return unlabeled_records(images, folder), {"image_dir": folder}
@@ -141,7 +136,7 @@ def register_own_data(
         images = [os.path.join(image_dir, name) for name in unlabeled]
 
         @functools.cache  # headers are read once per process, for checks, loader and figures
-        def load() -> tuple[list[dict], dict]:
+        def load() -> Loaded:
             return unlabeled_records(images, image_dir), {}
 
         _register(OWN_UNLABELED, load, {"image_dir": image_dir})
@@ -160,8 +155,8 @@ def labeled_dataset_names(
 
     Args:
         names: DATASETS.TRAIN.
-        split_file: a list of file names (see :func:`~s4m_d2.data.subsets.read_split_file`) that
-            replaces the fraction in the single name. Any registered set can be named.
+        split_file: a list of file names (:func:`read_split_file`) that replaces the fraction in
+            the single name. Any registered set can be named.
         split_seed: seed of every ``..._train_Npct`` of ``names``.
 
     Returns:
@@ -172,9 +167,10 @@ def labeled_dataset_names(
         ConfigError: the two keys do not fit ``names`` or each other.
         DatasetError: the list is missing, empty or has duplicates.
     """
+    if split_seed == DEFAULT_SPLIT_SEED and not split_file:
+        return tuple(names)
     if not split_file:
-        is_default = split_seed == DEFAULT_SPLIT_SEED
-        return tuple(name if is_default else _seeded_dataset(name, split_seed) for name in names)
+        return tuple(_seeded_dataset(name, split_seed) for name in names)
     if split_seed != DEFAULT_SPLIT_SEED:
         raise ConfigError("S4M.SPLIT_FILE and S4M.SPLIT_SEED exclude each other; set only one.")
     if len(names) != 1:
@@ -192,9 +188,8 @@ def _seeded_dataset(name: str, seed: int) -> str:
             f"S4M.SPLIT_SEED is {seed}, but '{name}' of DATASETS.TRAIN is not a drawn split; name "
             "a set of register_splits, such as cityscapes_fine_instance_seg_train_10pct."
         )
-    seeded = f"{name}_seed{seed}"
+    seeded, fraction = f"{name}_seed{seed}", int(match["percent"]) / 100
     if seeded not in _FORMATS:
-        fraction = int(match["percent"]) / 100
         choose = functools.partial(stable_subset, fraction=fraction, seed=seed)
         _register_labeled(seeded, _FORMATS[name], choose)
     return seeded
@@ -202,7 +197,7 @@ def _seeded_dataset(name: str, seed: int) -> str:
 
 def _listed_dataset(name: str, split_file: str) -> str:
     stems = read_split_file(split_file)
-    digest = name_key("\n".join(sorted(stems))).hex()[:_HASH_DIGITS]
+    digest = name_key("\n".join(sorted(stems))).hex()[:8]
     match = _PERCENT_NAME.fullmatch(name)
     listed = f"{match['base'] if match else name}_list_{digest}"
     if listed in DatasetCatalog.list():
@@ -214,7 +209,7 @@ def _listed_dataset(name: str, split_file: str) -> str:
         _register_labeled(listed, _FORMATS[name], choose)
         return listed
 
-    def load() -> tuple[list[dict], dict]:
+    def load() -> Loaded:
         records = {record["file_name"]: record for record in DatasetCatalog.get(name)}
         return [records[file_name] for file_name in choose(list(records))], {}
 
@@ -223,14 +218,12 @@ def _listed_dataset(name: str, split_file: str) -> str:
     return listed
 
 
-def _register_labeled(
-    name: str, dataset: DatasetFormat, choose: Callable[[Sequence[str]], list[str]]
-) -> None:
+def _register_labeled(name: str, dataset: DatasetFormat, choose: Choose) -> None:
     _register(name, lambda: dataset.load(choose), dataset.metadata())
     _FORMATS[name] = dataset
 
 
-def _register(name: str, load: Callable[[], tuple[list[dict], dict]], metadata: dict) -> None:
+def _register(name: str, load: Callable[[], Loaded], metadata: dict) -> None:
     """Register a set; ``load`` returns its records, and metadata that are known only then."""
 
     def records() -> list[dict]:
@@ -238,16 +231,11 @@ def _register(name: str, load: Callable[[], tuple[list[dict], dict]], metadata: 
             found, current = load()
         except DatasetError as error:
             raise DatasetError(*f"Data set '{name}': {error}".split("\n")) from error
-        _update(name, current)
+        vars(MetadataCatalog.get(name)).update(current)  # Detectron2's setter refuses changes
         return found
 
     DatasetCatalog.register(name, records)
     MetadataCatalog.get(name).set(**metadata)
-
-
-def _update(name: str, metadata: dict) -> None:
-    """Change metadata, which Detectron2's setter refuses."""
-    vars(MetadataCatalog.get(name)).update(metadata)
 
 
 def has_true_labels(name: str) -> bool:
@@ -280,8 +268,7 @@ def true_records(
 ) -> list[dict]:
     """Records of images with their annotations, in a fixed order that mixes folders.
 
-    The order follows from the files' names alone. So the first images are the same everywhere, and
-    of a larger number the smaller one is the beginning.
+    The order follows from the files' names alone: the first images are the same everywhere.
 
     Args:
         names: unlabeled sets with labels (:func:`has_true_labels`), or any labeled ones.
@@ -299,10 +286,10 @@ def true_records(
 
     records: list[dict] = []
     for name in names:
-        if name in _UNLABELED:
-            folder = _UNLABELED[name].metadata()["image_dir"]
-            found, metadata = _UNLABELED[name].load(functools.partial(choose, folder=folder))
-            _update(name, metadata)
+        if dataset := _UNLABELED.get(name):
+            folder = dataset.metadata()["image_dir"]
+            found, metadata = dataset.load(functools.partial(choose, folder=folder))
+            vars(MetadataCatalog.get(name)).update(metadata)
             records += found
         else:
             labeled = {r["file_name"]: r for r in load_records(name) if "annotations" in r}
@@ -317,6 +304,156 @@ def true_records(
 
 def _place(path: str) -> tuple[bytes, str]:
     return name_key(photograph(os.path.basename(path))), path  # copies in a row
+
+
+def name_key(name: str, key: bytes = b"") -> bytes:
+    """Sort key of a name for a fixed pseudo-random order."""
+    return hashlib.blake2b(name.encode(), key=key, digest_size=16).digest()
+
+
+def photograph(name: str) -> str:
+    """Make the name that the augmented copies of a photograph share; other names stay.
+
+    >>> photograph("a/cat_jpg.rf.0f1e2d3c.jpg")
+    'a/cat_jpg.jpg'
+    """
+    return _COPY.sub("", name)
+
+
+def _share(fraction: float, count: int) -> int:
+    """fraction * count, rounded half up, at least 1."""
+    return max(1, math.floor(round(fraction * count, 6) + 0.5))  # 0.145 * 100 < 14.5
+
+
+def stable_subset(names: Sequence[str], fraction: float, seed: int) -> list[str]:
+    """Choose a share of a data set by ``seed``, sorted, the same on every machine.
+
+    The names whose base names have the smallest BLAKE2b hashes, keyed with the seed, are chosen,
+    whatever their folder and order. A smaller fraction is a subset of a larger one.
+
+    Args:
+        names: file names or paths with different base names.
+        fraction: in (0, 1]; fraction * len(names) is rounded half up, to at least 1.
+
+    Raises:
+        DatasetError: ``names`` is empty or two base names are equal.
+
+    >>> stable_subset(["a/1.png", "a/2.png", "b/3.png", "b/4.png"], 0.5, seed=0)
+    ['a/1.png', 'b/3.png']
+    """
+    if not 0 < fraction <= 1:
+        raise InputError(f"fraction must be in (0, 1], got {fraction}.")
+    if not names:
+        raise DatasetError("There are no images to draw a labeled split from.")
+    _refuse_duplicates([os.path.basename(name) for name in names], "The data set")
+    seed_bytes = str(seed).encode()
+    ordered = sorted(names, key=lambda name: name_key(os.path.basename(name), seed_bytes))
+    return sorted(ordered[: _share(fraction, len(names))])
+
+
+def read_split_file(path: str) -> list[str]:
+    """Read the stems of the file names in a text file, in its order.
+
+    One name per line, with or without folder, extension and ``_leftImg8bit`` or
+    ``_gtFine_instanceIds`` (published lists of Cityscapes). ``#`` starts a comment.
+
+    Raises:
+        DatasetError: the file is missing, empty or not text, or lists a name twice.
+    """
+    lines = (line.split("#")[0].strip() for line in read_lines(path))
+    stems = [stem(line) for line in lines if line]
+    if not stems:
+        raise DatasetError(f"The list {path} is empty; write one image file name per line.")
+    _refuse_duplicates(stems, f"The list {path}")
+    return stems
+
+
+def listed_subset(names: Sequence[str], stems: Sequence[str], origin: str) -> list[str]:
+    """Choose the names whose stem is listed, sorted; ``origin`` names the list in messages.
+
+    Raises:
+        DatasetError: a listed name is not in the data set, or fits more than one image.
+    """
+    wanted = set(stems)
+    chosen = {name: found for name in names if (found := stem(name)) in wanted}
+    if missing := sorted(wanted - set(chosen.values())):
+        raise DatasetError(
+            f"{len(missing)} of the {len(stems)} images that {origin} lists are not in the data "
+            f"set: {first_names(missing)}. Correct the list, or name its data set in "
+            "DATASETS.TRAIN."
+        )
+    _refuse_duplicates(list(chosen.values()), "The data set")
+    return sorted(chosen)
+
+
+def stem(name: str) -> str:
+    """Remove folder, image extension and Cityscapes' suffixes from a file name.
+
+    >>> stem("train/aachen/aachen_000000_000019_leftImg8bit.png")
+    'aachen_000000_000019'
+    """
+    base = os.path.basename(name)
+    root, extension = os.path.splitext(base)
+    root = root if extension.lower() in IMAGE_EXTENSIONS else base
+    for suffix in (IMAGE_SUFFIX, INSTANCE_SUFFIX):
+        root = root.removesuffix(os.path.splitext(suffix)[0])
+    return root
+
+
+def _refuse_duplicates(names: Sequence[str], owner: str) -> None:
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise DatasetError(
+            f"{owner} has {len(twice)} names more than once: {first_names(twice)}. "
+            "Images are told apart by their file names: make these unique."
+        )
+
+
+def draw_validation(classes_of: Mapping[str, Set[str]], fraction: float) -> list[str]:
+    """Choose the images for validation, sorted, the same on every machine.
+
+    Images are ordered by the BLAKE2b hash of their names. From the rarest class to the most
+    frequent, the first image of a class that has none yet is chosen; then the first images of all,
+    up to the fraction. Each class keeps an image to train on. To contain each class, the split may
+    have up to twice the fraction's images, but not more than half of all.
+
+    Args:
+        classes_of: image name -> names of the classes of its instances.
+        fraction: in (0, 1); fraction * images is rounded half up, to at least 1.
+
+    Raises:
+        ConfigError, DatasetError: the fraction is out of range; no image can be chosen.
+
+    >>> classes_of = {"1.png": {"cat"}, "2.png": {"cat"}, "3.png": {"dog"}, "4.png": {"dog"}}
+    >>> draw_validation(classes_of, 0.25)
+    ['2.png', '4.png']
+    """
+    require("S4M.DATA.VAL_FRACTION", fraction, 0 < fraction < 1, "above 0 and below 1")
+    ordered = sorted(classes_of, key=name_key)
+    left = Counter(name for classes in classes_of.values() for name in classes)
+    wanted = _share(fraction, len(ordered))
+    most = max(wanted, min(2 * wanted, len(ordered) // 2))
+    chosen: set[str] = set()
+
+    def take_first(images: Iterable[str]) -> None:  # that leaves one of each class
+        for image in images:
+            if image not in chosen and all(left[name] > 1 for name in classes_of[image]):
+                chosen.add(image)
+                left.subtract(classes_of[image])
+                return
+
+    for rare in sorted(left, key=lambda name: (left[name], name)):
+        if len(chosen) < most and not any(rare in classes_of[image] for image in chosen):
+            take_first(image for image in ordered if rare in classes_of[image])
+    for image in ordered:
+        if len(chosen) < min(wanted, len(ordered) - 1):
+            take_first([image])
+    if not any(classes_of[image] for image in chosen):
+        some = sum(map(bool, classes_of.values()))
+        raise DatasetError(
+            f"No validation split can be drawn from {len(ordered)} labeled image(s), {some} with "
+            "instances. Label more, give --val, or set S4M.DATA.VAL_FRACTION 0.0."
+        )
+    return sorted(chosen)
 
 
 def _register_builtin() -> None:
@@ -342,7 +479,7 @@ def _register_builtin() -> None:
     json_file, image_root = "coco/annotations/instances_train2017.json", "coco/train2017"
     classes = {key: coco.get(key) for key in keys}
     dataset = CocoFormat(json_file, image_root, classes, check.format("coco"))
-    register_splits("coco_2017_train", dataset, COCO_PERCENTS)
+    register_splits("coco_2017_train", dataset, (1, 2, 5, 10))
 
 
 _register_builtin()

@@ -12,7 +12,6 @@ from torch import Generator, Tensor
 
 from s4m_d2.transfers import to_device
 
-_BLUR_REACH = 3  # standard deviations that the blur's kernel covers on each side
 _LUMA = (0.2989, 0.587, 0.114)  # of red, green and blue, as torchvision weights them
 _MAX = 255.0
 _TO_LEVELS = 255.999 / _MAX  # as torchvision turns [0, 1] into levels
@@ -49,7 +48,7 @@ class StrongView:
         self._ranges = [(max(0.0, 1 - s), 1 + s) for s in factors] + [(-hue, hue)]
         self._jitter_prob = jitter_prob
         self._grayscale_prob = grayscale_prob
-        self._blur_sigma = tuple(blur_sigma)
+        self._blur_sigma = blur_sigma
         self._blur_prob = blur_prob
 
     @classmethod
@@ -57,15 +56,10 @@ class StrongView:
         return {key.lower(): value for key, value in cfg.S4M.STRONG_VIEW.items()}
 
     def __call__(self, image: Tensor, generator: Generator) -> Tensor:
-        """Augment one image.
+        """Augment one image, (3, H, W) uint8, RGB, on any device, to a new one.
 
-        Args:
-            image: (3, H, W) uint8, RGB, on any device.
-            generator: on any device; on a GPU it synchronizes. The number of draws is always the
-                same.
-
-        Returns:
-            A new (3, H, W) uint8 tensor.
+        ``generator`` may be on any device; on a GPU it synchronizes. The number of draws is always
+        the same.
         """
         device = generator.device
         order = torch.randperm(len(self._ranges), generator=generator, device=device).tolist()
@@ -144,7 +138,7 @@ def _blur(image: Tensor, sigma: float) -> Tensor:
     values = image.float()
     for dim in (1, 2):
         side = image.shape[dim]
-        reach = min(math.ceil(_BLUR_REACH * sigma), side - 1)
+        reach = min(math.ceil(3 * sigma), side - 1)
         weights = torch.exp(-0.5 * (torch.arange(reach + 1) / sigma) ** 2)
         half = to_device(weights / (2 * weights.sum() - weights[0]), image.device)
         padding = (reach, reach, 0, 0) if dim == 2 else (0, 0, reach, reach)

@@ -24,32 +24,17 @@ GEOMETRY_REGISTRY = Registry("GEOMETRY")
 """Geometry of the training views by INPUT.DATASET_MAPPER_NAME: ``cfg -> list[Augmentation]``."""
 
 _NARROW = 10  # ratio of an image's sides above which resizing may leave no pixel of the shorter
-_SEED_WORDS = 8  # 32-bit words that initialize numpy's global generator
 # Augmentations that depend only on the size of the image. Subclasses may depend on more.
-_SIZE_ONLY = {
-    T.CropTransform,
-    T.FixedSizeCrop,
-    T.RandomCrop,
-    T.RandomFlip,
-    T.ResizeScale,
+_SIZE_ONLY = (
+    T.CropTransform, T.FixedSizeCrop, T.RandomCrop, T.RandomFlip, T.ResizeScale,
     T.ResizeShortestEdge,
-}
+)  # fmt: skip
 _FLIPS = {T.HFlipTransform: 1, T.VFlipTransform: 0}  # OpenCV's codes
-_BILINEAR_REACH = 1  # source pixels on each side; times the scale where the image shrinks
-_ROUNDING = 1  # source pixels, more than enough for Pillow's rounding of a filter's bounds
 _LEVELS = np.arange(256, dtype=np.uint8)  # all values of a channel, as a look-up table
-_HUE_RANGE = 180  # of OpenCV's 8-bit HSV, in half degrees
-# SSD's color distortion: probability of each step, and of contrast before saturation; largest shift
-# of levels; range of the factors of contrast and saturation; largest turn of the hue, half degrees.
-_PROBABILITY, _BRIGHTNESS, _FACTORS, _HUE = 0.5, 32, (0.5, 1.5), 18
 
 
 def build_geometry(cfg: CfgNode) -> list[T.Augmentation]:
-    """Build the geometry of labeled and unlabeled images.
-
-    Raises:
-        ConfigError: INPUT.DATASET_MAPPER_NAME has no registered geometry.
-    """
+    """Build the geometry of labeled and unlabeled images; ConfigError: it is not registered."""
     key = "The geometry of INPUT.DATASET_MAPPER_NAME (s4m_d2.data.GEOMETRY_REGISTRY)"
     return registered(GEOMETRY_REGISTRY, key, cfg.INPUT.DATASET_MAPPER_NAME)(cfg)
 
@@ -79,12 +64,10 @@ def coco_instance_lsj(cfg: CfgNode) -> list[T.Augmentation]:
 
 
 def _flip(cfg: CfgNode) -> list[T.Augmentation]:
-    kind = cfg.INPUT.RANDOM_FLIP
-    is_known = kind in ("none", "horizontal", "vertical")
-    require("INPUT.RANDOM_FLIP", kind, is_known, "none, horizontal or vertical")
-    if kind == "none":
-        return []
-    return [T.RandomFlip(horizontal=kind == "horizontal", vertical=kind == "vertical")]
+    kind, kinds = cfg.INPUT.RANDOM_FLIP, ("none", "horizontal", "vertical")
+    require("INPUT.RANDOM_FLIP", kind, kind in kinds, "none, horizontal or vertical")
+    flip = T.RandomFlip(horizontal=kind != "vertical", vertical=kind == "vertical")
+    return [] if kind == "none" else [flip]
 
 
 def of_tile(geometry: Sequence[T.Augmentation], record: dict) -> list[T.Augmentation]:
@@ -99,7 +82,7 @@ def of_tile(geometry: Sequence[T.Augmentation], record: dict) -> list[T.Augmenta
 def seeded_numpy(seed: int) -> Iterator[None]:
     """Seed numpy's global generator, used by Detectron2's augmentations, and restore it."""
     state = np.random.get_state()
-    np.random.seed(np.random.SeedSequence(seed).generate_state(_SEED_WORDS))
+    np.random.seed(np.random.SeedSequence(seed).generate_state(8))
     try:
         yield
     finally:
@@ -111,11 +94,8 @@ def apply_geometry(
 ) -> tuple[np.ndarray, T.TransformList]:
     """Transform an image, (H, W, 3) uint8, as ``seed`` decides, by augmentations that see it only.
 
-    Returns:
-        The view, (H', W', 3) uint8, and the transforms that made it.
-
-    Raises:
-        DatasetError: of an image so narrow, nothing may be left after resizing.
+    Returns the view, (H', W', 3) uint8, and the transforms that made it. DatasetError: of an image
+    so narrow, nothing may be left after resizing.
     """
     short, long = sorted(image.shape[:2])
     is_narrow = long > _NARROW * short
@@ -125,9 +105,10 @@ def apply_geometry(
     )
     view = _SizeInput(image) if of_size_alone else T.AugInput(image)
     try:
-        if is_narrow and of_size_alone:  # whatever is drawn: checks and training agree
-            _draw(list(map(_smallest, augmentations)), _SizeInput(image), seed)
-        transforms = _draw(augmentations, view, seed)
+        with seeded_numpy(seed):
+            transforms = T.AugmentationList(augmentations)(view)
+            if is_narrow and of_size_alone:  # whatever is drawn: checks and training agree
+                T.AugmentationList(list(map(_smallest, augmentations)))(_SizeInput(image))
     except ValueError as error:
         if not is_narrow:
             raise
@@ -136,11 +117,6 @@ def apply_geometry(
             f"({error}). Crop the image, or take it out of the data set."
         ) from error
     return transform_image(image, transforms) if of_size_alone else view.image, transforms
-
-
-def _draw(augmentations: Sequence[T.Augmentation], view: T.AugInput, seed: int) -> T.TransformList:
-    with seeded_numpy(seed):
-        return T.AugmentationList(augmentations)(view)
 
 
 def _smallest(augmentation: T.Augmentation) -> T.Augmentation:
@@ -166,7 +142,6 @@ class _SizeInput(T.AugInput):
 
 
 def _steps(transform: T.Transform) -> list[T.Transform]:
-    """Flatten to single transforms, without no-ops."""
     steps = transform.transforms if isinstance(transform, T.TransformList) else [transform]
     return [step for step in steps if type(step) is not T.NoOpTransform]
 
@@ -193,8 +168,7 @@ def _resize_and_crop(
 
     Pillow rounds between the two axes. If the height does not shrink, it resizes the width first,
     and the same steps give its exact values; otherwise some versions resize the height first, so
-    the whole image is resized as usual. (Pillow can resize a part of an image, but then it rounds
-    the part's position.)
+    the whole image is resized as usual. (Pillow's own ``box`` rounds the part's position.)
     """
     height = image.shape[0]
     rows = range(resize.new_h)[crop.y0 : crop.y0 + crop.h]
@@ -203,7 +177,7 @@ def _resize_and_crop(
     if is_whole or resize.new_h < height:
         return crop.apply_image(resize.apply_image(image))
     scale = height / resize.new_h
-    margin = _BILINEAR_REACH * max(scale, 1) + _ROUNDING
+    margin = max(scale, 1) + 1  # a bilinear filter's reach, and its bounds' rounding
     top = max(math.floor((rows.start + 0.5) * scale - margin), 0)
     bottom = min(math.ceil((rows.stop - 0.5) * scale + margin), height)
 
@@ -219,14 +193,10 @@ def _resize_and_crop(
 def source_pixels(
     transforms: T.Transform, image_size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Compute the source rows and columns of a segmentation of (H, W) after transforms.
-
-    Returns:
-        ``rows`` (H',) and ``columns`` (W',), monotone integers: ``apply_segmentation`` of a uint8
-        map equals ``map[rows][:, columns]``. None for transforms of other kinds.
-    """
-    rows: np.ndarray = np.arange(image_size[0])
-    columns: np.ndarray = np.arange(image_size[1])
+    """Compute ``rows`` (H',) and ``columns`` (W',), monotone integers, of a map of (H, W):
+    ``apply_segmentation`` equals ``map[rows][:, columns]``. None for transforms of other kinds."""
+    rows: np.ndarray
+    rows, columns = map(np.arange, image_size)
     for step in _steps(transforms):
         if type(step) is T.ResizeTransform:
             rows = rows[_nearest(step.h, step.new_h)]
@@ -254,10 +224,7 @@ class ColorDistortion:
 
     Brightness (shifted by up to 32 levels), then either contrast (0.5 to 1.5 times), saturation
     (0.5 to 1.5 times) and hue (rotated by up to 36 degrees), or saturation, hue and contrast. Each
-    of the four, and each order, has probability 0.5.
-
-    Args:
-        image_format: "RGB" or "BGR", the order of the channels.
+    of the four, and each order, has probability 0.5. ``image_format``: "RGB" or "BGR".
     """
 
     def __init__(self, image_format: str) -> None:
@@ -266,12 +233,10 @@ class ColorDistortion:
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Distort a (H, W, 3) uint8 image into a new one, with draws from ``rng``."""
-        contrast_first, *chosen = rng.random(5) < _PROBABILITY
-        shift = rng.uniform(-_BRIGHTNESS, _BRIGHTNESS)
-        contrast, saturation = rng.uniform(*_FACTORS), rng.uniform(*_FACTORS)
-        hue = int(rng.integers(-_HUE, _HUE, endpoint=True))
-        brighten, change_contrast, saturate, rotate_hue = chosen
-
+        contrast_first, brighten, change_contrast, saturate, rotate_hue = rng.random(5) < 0.5
+        shift = rng.uniform(-32, 32)
+        contrast, saturation = rng.uniform(0.5, 1.5), rng.uniform(0.5, 1.5)
+        hue = int(rng.integers(-18, 18, endpoint=True))  # half degrees, as OpenCV's 8-bit HSV
         levels = _LEVELS
         if brighten:
             levels = _scale_and_shift(levels, 1, shift)
@@ -280,7 +245,7 @@ class ColorDistortion:
         image = cv2.LUT(image, levels)  # a copy, where no level changes
         if saturate or rotate_hue:
             hsv = cv2.cvtColor(image, self._to_hsv)
-            hues = (_LEVELS.astype(int) + hue) % _HUE_RANGE if rotate_hue else _LEVELS
+            hues = (_LEVELS.astype(int) + hue) % 180 if rotate_hue else _LEVELS
             saturations = _scale_and_shift(_LEVELS, saturation, 0) if saturate else _LEVELS
             per_channel = np.stack((hues, saturations, _LEVELS), axis=-1).astype(np.uint8)[None]
             cv2.LUT(hsv, per_channel, dst=image)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -25,22 +25,24 @@ def write(
     A mask is polygons where these draw exactly it, or else RLE. Each annotation has its "score"
     and, if SAM drew the mask, "sam_iou".
     """
-    path = os.path.join(folder, FILE)
-    keys = ("file_name", "height", "width")
+    path, keys = os.path.join(folder, FILE), ("file_name", "height", "width")
     images = ({**{k: row[k] for k in keys}, "id": n} for n, row in enumerate(rows(), start=1))
+    categories = [{"id": n, "name": name} for n, name in enumerate(names, start=1)]
     with atomic_write(path) as file:
-        categories = [{"id": n, "name": name} for n, name in enumerate(names, start=1)]
-        file.write(f'{{"categories": {json.dumps(categories)},\n"images": [')
-        _write_all(file, images)
-        file.write('],\n"annotations": [')
-        _write_all(file, _annotations(rows()))
-        file.write("]}\n")
+        file.write(f'{{"categories": {json.dumps(categories)},\n"images": ')
+        write_list(file, images)
+        file.write(',\n"annotations": ')
+        write_list(file, _annotations(rows()))
+        file.write("}\n")
     return path
 
 
-def _write_all(file: Any, items: Iterable[dict]) -> None:
+def write_list(file: IO, items: Iterable[dict]) -> None:
+    """Write a list in JSON, an item per line, without holding all of them."""
+    file.write("[")
     for number, item in enumerate(items):
         file.write((",\n" if number else "\n") + json.dumps(item))
+    file.write("]")
 
 
 def _annotations(rows: Iterable[dict]) -> Iterator[dict]:

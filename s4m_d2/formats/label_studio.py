@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 from s4m_d2.files import atomic_write
-from s4m_d2.formats.coco import mask_polygons
+from s4m_d2.formats.coco import mask_polygons, write_list
 
 TASKS, INTERFACE = "tasks.json", "interface.xml"
 
@@ -32,19 +31,17 @@ def write(
         )
     path = os.path.join(folder, TASKS)
     with atomic_write(path) as file:
-        file.write("[")
-        for number, row in enumerate(rows()):
-            image = os.path.join(os.path.basename(image_root), row["file_name"])
-            file.write((",\n" if number else "\n") + json.dumps(_task(row, image, names)))
-        file.write("]\n")
+        write_list(file, (_task(row, os.path.basename(image_root), names) for row in rows()))
+        file.write("\n")
     return path
 
 
-def _task(row: dict, image: str, names: Sequence[str]) -> dict:
+def _task(row: dict, folder: str, names: Sequence[str]) -> dict:
     least = min((instance["score"] for instance in row["instances"]), default=0.0)
     regions = list(_regions(row, names))
     prediction = {"model_version": "s4m_d2", "score": least, "result": regions}
-    address = f"/data/local-files/?d={quote(os.fsencode(image))}"
+    image = quote(os.fsencode(os.path.join(folder, row["file_name"])))
+    address = f"/data/local-files/?d={image}"
     return {"data": {"image": address}, "predictions": [prediction]}
 
 

@@ -12,9 +12,8 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from PIL import Image
 
-from s4m_d2.data.images import READ_ERRORS, image_size, unreadable
-from s4m_d2.data.listing import IMAGE_EXTENSIONS, list_images
-from s4m_d2.data.subsets import stem
+from s4m_d2.data.images import IMAGE_EXTENSIONS, READ_ERRORS, image_size, list_images, unreadable
+from s4m_d2.data.splits import stem
 from s4m_d2.errors import DatasetError
 from s4m_d2.files import atomic_write, read_lines
 from s4m_d2.restricted_pickle import load_arrays

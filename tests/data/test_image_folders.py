@@ -1,12 +1,16 @@
 """Folders of images: what is listed and what is left out, and images of the validation set."""
 
+import functools
 import os
 import socket
 
 import pytest
 
-from s4m_d2.data.listing import IMAGE_EXTENSIONS, list_images, list_unlabeled, unlabeled_records
+from s4m_d2.data import images
+from s4m_d2.data.images import IMAGE_EXTENSIONS, list_images, unlabeled_records
 from s4m_d2.errors import DatasetError
+
+list_unlabeled = functools.partial(images.list_unlabeled, frames_dir="frames")
 
 
 def write(folder, files):
@@ -52,7 +56,7 @@ def test_a_folder_without_images_is_refused_and_the_option_named(tmp_path, caplo
             list_unlabeled(folder)
     assert "1 .heic" in caplog.text  # a picture that somebody may miss
     with pytest.raises(DatasetError, match="is no folder"):
-        list_unlabeled(f"{tmp_path}/a.txt", frames_dir=f"{tmp_path}/frames")
+        list_unlabeled(f"{tmp_path}/a.txt")
 
 
 def long(middle, size=100_000):
@@ -78,14 +82,15 @@ def test_validation_images_are_recognized_by_path_or_content_never_by_stem(tmp_p
     folder = write(tmp_path / "unl", UNLABELED)
     there = {name: content for name, content in files.items() if content is not None}
     val = write(tmp_path / "val", there)
-    kept, left_out = list_unlabeled(folder, list(files), val)
+    kept, left_out = list_unlabeled(folder, validation=list(files), validation_dir=val)
     assert set(kept) == set(UNLABELED) - expected
     assert sum(left_out.values()) == len(expected)
 
 
 def test_validation_images_in_the_folder_itself_are_left_out_but_never_all(tmp_path):
     folder = write(tmp_path, {"labeled/1.png": b"A", "labeled/2.png": b"B", "more/1.png": b"C"})
-    kept, _ = list_unlabeled(folder, ["1.png"], f"{folder}/labeled")
+    in_folder = functools.partial(list_unlabeled, folder, validation_dir=f"{folder}/labeled")
+    kept, _ = in_folder(validation=["1.png"])
     assert kept == ["labeled/2.png", "more/1.png"]
     with pytest.raises(DatasetError, match="all of them labeled or in the validation"):
-        list_unlabeled(folder, ["1.png", "2.png", "../more/1.png"], f"{folder}/labeled")
+        in_folder(validation=["1.png", "2.png", "../more/1.png"])

@@ -1,6 +1,11 @@
+"""The stream of samples: seeds, workers, ranks, damaged images, signals, page-locked memory."""
+
 import functools
 import itertools
 import logging
+import multiprocessing
+import signal
+import subprocess
 from pathlib import Path
 from unittest import mock
 
@@ -164,3 +169,35 @@ def test_page_locked_memory_is_for_gpus_alone(data_root):
         cfg.DATALOADER.NUM_WORKERS = 0
         cfg.MODEL.DEVICE = device
         assert build_unlabeled_loader(cfg).pin_memory == pinned
+
+
+def no_seeds(position):
+    return {}
+
+
+SLOW = pytest.param(signal.SIGTERM, "forkserver", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("number", "method"), [(signal.SIGTERM, "fork"), (signal.SIGUSR1, "fork"), SLOW]
+)
+def test_workers_outlive_stop_signals_and_end_with_the_loader(number, method):
+    records = [{"file_name": str(i)} for i in range(5)]
+    sampler, options = itertools.cycle(range(5)), {"batch_size": 1, "num_workers": 2}
+    loader = StreamLoader(records, dict, sampler, seeds=no_seeds, max_skipped=0, **options)
+    loader.multiprocessing_context = method
+    before = set(multiprocessing.active_children())
+    batches = iter(loader)
+    names = [next(batches)[0]["file_name"] for _ in range(3)]
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
+    for worker in workers:
+        subprocess.run(["kill", f"-{number.value}", str(worker.pid)], check=True)  # not the parent
+    names += [next(batches)[0]["file_name"] for _ in range(40)]
+    assert names == [str(i % 5) for i in range(43)]
+    assert all(worker.is_alive() for worker in workers)
+
+    for worker in workers:
+        worker.terminate()  # by the training process, as PyTorch does in the end
+        worker.join(4.0)  # PyTorch waits 5 seconds before it sends SIGTERM itself
+        assert worker.exitcode == 0

@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from s4m_d2.commands import predict
-from s4m_d2.data.listing import Video
+from s4m_d2.data.images import Video
 from s4m_d2.engine import S4MCheckpointer, TeacherTrainer, stage_config
 from s4m_d2.engine.command.arguments import model_config
 from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model

@@ -9,7 +9,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from s4m_d2.data import ARPDatasetMapper
-from s4m_d2.data.listing import unlabeled_records
+from s4m_d2.data.images import unlabeled_records
 from s4m_d2.engine.checks.dataset_checks import dataset_findings
 from s4m_d2.engine.checks.findings import raise_all
 from s4m_d2.errors import ConfigError, DatasetError

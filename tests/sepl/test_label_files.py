@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from sepl_folders import save_png
 
-from s4m_d2.data.listing import IMAGE_EXTENSIONS
+from s4m_d2.data.images import IMAGE_EXTENSIONS
 from s4m_d2.errors import DatasetError
 from s4m_d2.sepl.files import (
     class_names,

@@ -14,8 +14,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from annotation_formats.shapes import LabeledImage, Mask, Polygon
-from s4m_d2.data.images import READ_ERRORS, image_size
-from s4m_d2.data.listing import IMAGE_EXTENSIONS, find_below
+from s4m_d2.data.images import IMAGE_EXTENSIONS, READ_ERRORS, find_below, image_size
 from s4m_d2.data.segmentations import read_polygons
 from s4m_d2.errors import DatasetError, first_names, printable
 from s4m_d2.files import atomic_write

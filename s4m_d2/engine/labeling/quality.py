@@ -19,8 +19,7 @@ from detectron2.utils.events import get_event_storage
 
 from s4m_d2.data import TrueLabelsMapper
 from s4m_d2.data.annotations import targets
-from s4m_d2.data.splits import has_true_labels, true_records
-from s4m_d2.data.subsets import photograph
+from s4m_d2.data.splits import has_true_labels, photograph, true_records
 from s4m_d2.engine.checks.findings import Finding
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import sample_seeds, undisturbed_generators

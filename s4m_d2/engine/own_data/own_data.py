@@ -17,9 +17,9 @@ from detectron2.utils import comm
 
 from s4m_d2.data import splits
 from s4m_d2.data.annotations import Annotations, Findings, read_annotations, targets
-from s4m_d2.data.listing import copies, list_unlabeled
+from s4m_d2.data.images import copies, list_unlabeled
 from s4m_d2.data.merging import merge_annotations
-from s4m_d2.data.subsets import draw_validation, photograph
+from s4m_d2.data.splits import draw_validation, photograph
 from s4m_d2.engine.checks.findings import Finding, raise_all
 from s4m_d2.engine.config_file import explicit_keys, load_config, place_run
 from s4m_d2.engine.own_data.derived_settings import (
@@ -311,8 +311,9 @@ def _begin(
         paths = [record["file_name"] for record in train.records]
         frames = frames_dir or os.path.join(folder, FRAMES)
         unlabeled, left_out = list_unlabeled(
-            data.UNLABELED, held_out, validation.image_root, paths, frames, data.EVERY
-        )
+            data.UNLABELED, frames, data.EVERY,
+            validation=held_out, validation_dir=validation.image_root, labeled=paths,
+        )  # fmt: skip
     tiling = build_tiling(cfg) if "INPUT.TILE.SIZE" in explicit else None
     facts = data_facts(labeled, train, len(unlabeled), len(held_out), tiling)
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
