@@ -17,7 +17,7 @@ from s4m_d2.engine import PseudoLabeling, QualityMeasurement, S4MTrainer
 from s4m_d2.engine.checks.preflight import preflight
 from s4m_d2.engine.labeling.quality import RECORDS, PseudoLabelQualityHook, quality_findings
 from s4m_d2.engine.rng import default_generator_states
-from s4m_d2.evaluation.pseudo_label_quality import MEASURES
+from s4m_d2.evaluation import MEASURES
 from s4m_d2.semi.ema_teacher import EMATeacher
 
 from .sameness import assert_same

@@ -9,10 +9,16 @@ import torch
 
 from s4m_d2.engine.checks.resource_checks import sam_blueprint
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.engine.labeling import quality, sam_quality
-from s4m_d2.engine.labeling.gate import decide_by_sam, labeling_of_run
+from s4m_d2.engine.labeling import gate as module
+from s4m_d2.engine.labeling import quality
+from s4m_d2.engine.labeling.gate import (
+    adapted_config,
+    decide_by_sam,
+    labeled_quality,
+    labeling_of_run,
+    sam_findings,
+)
 from s4m_d2.engine.labeling.quality import held_out_records, split_labeled
-from s4m_d2.engine.labeling.sam_quality import adapted_config, labeled_quality, sam_findings
 from s4m_d2.engine.stages import stage_config
 from s4m_d2.report import read_results
 from s4m_d2.sam import build_sam_backend
@@ -49,7 +55,7 @@ def test_groups_are_parts_of_all_masks_of_images_or_tiles(small_config):
 )
 def test_a_sam_whose_masks_are_poor_is_not_used(small_config, monkeypatch, gate, useful, stays):
     """Refinement is decided so with the three labeled images that there are."""
-    monkeypatch.setattr(sam_quality, "USEFUL_IOU", useful)
+    monkeypatch.setattr(module, "USEFUL_IOU", useful)
     cfg = small_config(S4M__REFINE__GATE=gate)
     teacher, student = (
         decide_by_sam(stage_config(cfg, stage), stage, resume=False).S4M
@@ -60,20 +66,20 @@ def test_a_sam_whose_masks_are_poor_is_not_used(small_config, monkeypatch, gate,
     assert cfg.S4M.DISTILL.ENABLED and cfg.S4M.REFINE.ENABLED  # unchanged
     labeling = labeling_of_run(cfg, f"{cfg.OUTPUT_DIR}/student/model_final.pth", Oracle())
     assert isinstance(labeling.refiner, TeacherMasks) != stays and (labeling.arp is None) != stays
-    assert Path(cfg.OUTPUT_DIR, "teacher", sam_quality.RESULT).is_file() == (gate != "off")
+    assert Path(cfg.OUTPUT_DIR, "teacher", module.SAM_RESULT).is_file() == (gate != "off")
     own = small_config(S4M__REFINE__GATE=gate, S4M__ARP__GATED=False)
     assert decide_by_sam(stage_config(own, "student"), "student", resume=False).S4M.ARP.ENABLED
 
 
 def test_a_continued_run_keeps_what_it_began_with(stage_1, monkeypatch):
     cfg = stage_1(S4M__REFINE__GATE="auto")
-    monkeypatch.setattr(sam_quality, "USEFUL_IOU", 1.0)
+    monkeypatch.setattr(module, "USEFUL_IOU", 1.0)
     decide_by_sam(cfg, "teacher", resume=False)
     torch.save({}, Path(cfg.OUTPUT_DIR, "model_0000001.pth"))
     Path(cfg.OUTPUT_DIR, "last_checkpoint").write_text("model_0000001.pth")
-    monkeypatch.setattr(sam_quality, "labeled_quality", None)  # it would be called
+    monkeypatch.setattr(module, "labeled_quality", None)  # it would be called
     assert not decide_by_sam(cfg, "teacher", resume=True).S4M.DISTILL.ENABLED
-    Path(cfg.OUTPUT_DIR, sam_quality.RESULT).unlink()  # of a run that began without
+    Path(cfg.OUTPUT_DIR, module.SAM_RESULT).unlink()  # of a run that began without
     assert decide_by_sam(cfg, "teacher", resume=True).S4M.DISTILL.ENABLED
 
 
@@ -85,8 +91,8 @@ def test_the_check_measures_where_that_is_quick(small_config, monkeypatch):
     assert f"IoU {labeled_quality(cfg)['iou']:.2f}" in measured.text
     [unread] = sam_findings(small_config(DATASETS__TRAIN=("nothing",)), sam)
     assert unread.status == "warning"
-    monkeypatch.setattr(sam_quality, "labeled_quality", None)  # it would be called
-    monkeypatch.setattr(sam_quality, "_QUICK_BYTES", 0)
+    monkeypatch.setattr(module, "labeled_quality", None)  # it would be called
+    monkeypatch.setattr(module, "_QUICK_BYTES", 0)
     assert sam_findings(cfg, sam)[0].status == "ok"
 
 
@@ -111,7 +117,7 @@ def measured(monkeypatch):
         seen.append({record["file_name"] for record in records})
         return SimpleNamespace(rated=np.array([ious.pop(0)]))
 
-    monkeypatch.setattr(sam_quality, "measure_sam", measure)
+    monkeypatch.setattr(module, "measure_sam", measure)
     return ious, seen
 
 

@@ -9,7 +9,7 @@ import torch
 from sam_cases import small_sam, with_random_weights
 from torch import nn
 
-from s4m_d2.engine.labeling.sam_quality import random_view
+from s4m_d2.engine.labeling.gate import random_view
 from s4m_d2.sam import adaptation
 from s4m_d2.sam.adaptation import FROZEN, adapt_sam, draw_clicks, mask_losses
 from s4m_d2.sam.segment_anything import SegmentAnythingBackend, build_tiny_sam

@@ -28,7 +28,7 @@ from s4m_d2.engine.stages import runs_stage
 from s4m_d2.engine.training.build import labeled_names
 from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
-from s4m_d2.evaluation.pseudo_label_quality import PseudoLabelQuality
+from s4m_d2.evaluation import PseudoLabelQuality
 from s4m_d2.files import remove_lines
 from s4m_d2.report.run import MEASURES
 from s4m_d2.semi.refinement import Refinement, TeacherMasks, logit, teacher_masks
