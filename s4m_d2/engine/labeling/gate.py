@@ -23,14 +23,15 @@ from torch import Tensor, nn
 from s4m_d2.data.annotations import targets
 from s4m_d2.data.images import read_image
 from s4m_d2.data.segmentations import transform_masks
+from s4m_d2.data.splits import true_records
+from s4m_d2.data.subsets import photograph
 from s4m_d2.engine.checkpointing.checkpoint import holds_run
 from s4m_d2.engine.checks.findings import Finding, attempt
 from s4m_d2.engine.checks.resource_checks import sam_bytes
-from s4m_d2.engine.labeling import quality
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
-from s4m_d2.engine.labeling.quality import AUTO, BEFORE, OFF
+from s4m_d2.engine.labeling.quality import AFTER, BEFORE, QualityMeasurement, quality_class_names
 from s4m_d2.engine.rng import derive_seed, undisturbed_generators
-from s4m_d2.engine.stages import STAGES, needs_sam, run_folder
+from s4m_d2.engine.stages import STAGES, needs_sam, run_folder, runs_stage
 from s4m_d2.engine.training.build import labeled_names
 from s4m_d2.errors import DatasetError
 from s4m_d2.files import atomic_write
@@ -45,6 +46,9 @@ from s4m_d2.tiling import Box, build_tiling, cut_record
 
 logger = logging.getLogger(__name__)
 
+OFF, WARN, AUTO = GATES = ("off", "warn", "auto")  # values of S4M.REFINE.GATE
+HELD_OUT_SHARE = 0.2  # of the labeled images, for the gate
+_FEWEST_LABELED = 10
 # In the folder of stage 2, of stage 1, of the run.
 RESULT, SAM_RESULT, ADAPTED = "refinement_gate.json", "sam_quality.json", "sam_adapted.json"
 WEIGHTS = "sam_adapted"  # beside ADAPTED
@@ -64,6 +68,36 @@ WHOLE_CHANCE, MOST_TILES = 0.4, 4  # of a view
 #: "text"; if masks were compared, also "images", or tiles, and "pq", before and with each prompt.
 #: {}: none was made.
 Decision = dict[str, Any]
+
+
+def held_out_records(cfg: CfgNode) -> list[dict]:
+    """The labeled images that stage 1 leaves to the gate, a fifth; none where the gate is off, the
+    teacher is another run's, or fewer than ten images are labeled."""
+    on = cfg.S4M.REFINE.ENABLED and cfg.S4M.REFINE.GATE != OFF
+    if not (on and runs_stage(cfg, "teacher") and runs_stage(cfg, "student")):
+        return []
+    records = true_records(labeled_names(cfg))
+    return _share(records) if len(records) >= _FEWEST_LABELED else []
+
+
+def _share(records: list[dict]) -> list[dict]:
+    """The first fifth of the images, with all copies of its last photograph."""
+    names = [photograph(record["file_name"]) for record in records]
+    count = max(1, round(HELD_OUT_SHARE * len(names)))
+    whole = len(names) - names[::-1].index(names[count - 1])  # copies are in a row
+    return records[: whole if whole < len(names) else count]
+
+
+def split_labeled(cfg: CfgNode) -> tuple[list[dict], list[dict]]:
+    """Records, without crowds, of labeled images with instances: those to adapt SAM on, and a fifth
+    that is held out, the gate's if it has one."""
+    records = true_records(labeled_names(cfg))
+    names = {record["file_name"] for record in _share(records)}
+    parts: tuple[list[dict], list[dict]] = ([], [])
+    for record in records:
+        if annotations := targets(record):
+            parts[record["file_name"] in names].append({**record, "annotations": annotations})
+    return parts
 
 
 @dataclass(frozen=True)
@@ -173,8 +207,8 @@ def labeled_quality(cfg: CfgNode) -> dict[str, Any]:
     (:meth:`SamQuality.groups`); "text". S4MError: data or SAM cannot be read, or no mask is large
     enough.
     """
-    classes = quality.quality_class_names(cfg, labeled_names(cfg))
-    trained, held_out = quality.split_labeled(cfg)
+    classes = quality_class_names(cfg, labeled_names(cfg))
+    trained, held_out = split_labeled(cfg)
     unseen = held_out if cfg.S4M.SAM.ADAPT else trained + held_out
     records = build_tiling(cfg).records(unseen, filter_empty=True)
     chosen = np.random.default_rng(cfg.SEED).permutation(len(records))[:IMAGES]
@@ -212,10 +246,10 @@ def compare_refinement(cfg: CfgNode, labeling: PseudoLabeling) -> Decision:
     is taken; with S4M.REFINE.GATE "auto" refinement is switched off where the teacher's own masks
     are better, and ARP with it, as it hurts unrefined labels (paper). All processes call it.
     """
-    records, prompt = quality.held_out_records(cfg), cfg.S4M.REFINE.PROMPT
+    records, prompt = held_out_records(cfg), cfg.S4M.REFINE.PROMPT
     if not records:
         return {}
-    measurement = quality.QualityMeasurement(cfg, labeling, records)
+    measurement = QualityMeasurement(cfg, labeling, records)
     prompts = PROMPTS if prompt == AUTO_PROMPT else (prompt,)
     pq: dict[str, float] = {}
     images = 0
@@ -223,7 +257,7 @@ def compare_refinement(cfg: CfgNode, labeling: PseudoLabeling) -> Decision:
         labeling.refiner.prompt = prompt
         if report := measurement():
             images = report.steps[BEFORE].images
-            for name, step in ((BEFORE, BEFORE), (prompt, quality.AFTER)):
+            for name, step in ((BEFORE, BEFORE), (prompt, AFTER)):
                 pq[name] = report.steps[step].overall()["pq"] or 0.0
     pq, images = comm.all_gather((pq, images))[0]
     best = max(prompts, key=lambda prompt: pq[prompt])
@@ -274,7 +308,7 @@ def decide_by_sam(cfg: CfgNode, stage: str, *, resume: bool) -> CfgNode:
     mode, is_main = cfg.S4M.REFINE.GATE, comm.is_main_process()
     if mode == OFF or stage == "finetune" or not any(needs_sam(cfg, s) for s in STAGES):
         return cfg
-    if stage == "student" and (not cfg.S4M.REFINE.ENABLED or quality.held_out_records(cfg)):
+    if stage == "student" and (not cfg.S4M.REFINE.ENABLED or held_out_records(cfg)):
         return cfg
     found = comm.all_gather(_measured(cfg, stage, resume) if is_main else {})[0]
     is_useful = found.get("iou", 1.0) >= USEFUL_IOU
@@ -347,7 +381,7 @@ def adapted_config(cfg: CfgNode, *, resume: bool) -> CfgNode:
 
 
 def _adapt(cfg: CfgNode) -> dict:
-    trained, held_out = quality.split_labeled(cfg)
+    trained, held_out = split_labeled(cfg)
     if not trained or not held_out:
         return {"kept": False, "text": "left out: it needs two labeled images"}
     backend = build_sam_backend(cfg)
