@@ -55,21 +55,19 @@ def overlay(
     labels: Sequence[int],
     class_names: Sequence[str],
     scores: Sequence[float] | None = None,
-    scale: int | None = None,
 ) -> np.ndarray:
     """Draw instances on an image: filled, outlined and named, touching ones in different colors.
 
     More than MOST_NAMED instances are not named; nor is the only class.
 
     Args:
-        image: (H, W, 3) uint8, RGB; returned is (scale·H, scale·W, 3).
+        image: (H, W, 3) uint8, RGB; returned is (n·H, n·W, 3), with n by :func:`readable_scale`.
         masks: (N, H, W) bool, or encoded.
         labels: N indices into ``class_names``.
         scores: N numbers in [0, 1], written as percentages; None: not written.
-        scale: integer factor of enlargement; None: such that names are readable.
     """
     masks = masks if isinstance(masks, RLEMasks) else torch.as_tensor(masks)
-    scale = scale or readable_scale(image)
+    scale = readable_scale(image)
     picture = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     windows = [_window(mask, scale) for mask in masks]
     colors = box_colors(np.array([box for _, box in windows]), picture.shape[:2])

@@ -42,11 +42,12 @@ def seed_default_generators(seed: int) -> None:
 
 def default_generator_states() -> dict[str, Any]:
     """States of this process' default generators (PyTorch's of all devices), as plain data."""
-    _, keys, *rest = np.random.get_state()
+    of_numpy: Any = np.random.get_state()  # its kind, and _NUMPY
+    keys = torch.from_numpy(of_numpy[1].astype(np.int64))
     version, words, gauss = random.getstate()
     states = {
         "torch": torch.get_rng_state(),
-        "numpy": dict(zip(_NUMPY, [torch.from_numpy(keys.astype(np.int64)), *rest], strict=True)),
+        "numpy": dict(zip(_NUMPY, (keys, *of_numpy[2:]), strict=True)),
         "python": {"version": version, "words": torch.tensor(words), "gauss_next": gauss},
     }
     if torch.cuda.is_initialized():

@@ -139,11 +139,6 @@ def test_nothing_is_left_out_where_nothing_is_measured(gate_config):
         assert held_out_records(gate_config(**changes)) == []
 
 
-@pytest.fixture
-def stage_1(small_config):
-    return lambda **changes: stage_config(small_config(**changes), "teacher")
-
-
 def test_groups_are_parts_of_all_masks_of_images_or_tiles(small_config):
     whole = labeled_quality(small_config())
     everything, *parts = whole["groups"]
@@ -182,8 +177,8 @@ def test_a_sam_whose_masks_are_poor_is_not_used(small_config, monkeypatch, gate,
     assert decide_by_sam(stage_config(own, "student"), "student", resume=False).S4M.ARP.ENABLED
 
 
-def test_a_continued_run_keeps_what_it_began_with(stage_1, monkeypatch):
-    cfg = stage_1(S4M__REFINE__GATE="auto")
+def test_a_continued_run_keeps_what_it_began_with(small_config, monkeypatch):
+    cfg = stage_config(small_config(S4M__REFINE__GATE="auto"), "teacher")
     monkeypatch.setattr(module, "USEFUL_IOU", 1.0)
     decide_by_sam(cfg, "teacher", resume=False)
     torch.save({}, Path(cfg.OUTPUT_DIR, "model_0000001.pth"))

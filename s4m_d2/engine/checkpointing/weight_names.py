@@ -178,7 +178,6 @@ def _current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _detectron2_name(name: str) -> str:
-    """Detectron2's name of a weight of torchvision's ResNets."""
     for pattern, replacement in _TORCHVISION_NAMES:
         name = pattern.sub(replacement, name)
     return name

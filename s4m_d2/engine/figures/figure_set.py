@@ -214,7 +214,7 @@ class FigureSet:
         columns = [images, [self._truth(sample) for sample in samples]]
         for model in self.models.values():
             predict = self._predictor(model)
-            columns.append([draw_found(i, predict(i, SCORE_SHOWN), names) for i in images])
+            columns.append([draw_found(i, predict(i), names) for i in images])
         caption = f"{CAPTION} Percentages: scores; from {SCORE_SHOWN:.0%} on."
         rows = [list(row) for row in zip(*columns, strict=True)]
         return Panels(["image", "ground truth", *self.models], rows, caption=caption)

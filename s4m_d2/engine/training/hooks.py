@@ -373,16 +373,17 @@ class UnwrittenMetricsHook(HookBase):
             for value, iteration in values:
                 self.trainer.storage.put_scalar(name, value, hint, iteration)
         start = self.trainer.start_iter
-        remove_lines(self.path, _unwritten(start - 1) if self._restored else start)
+        remove_lines(self.path, (start - 1) // PERIOD * PERIOD if self._restored else start)
 
     def state_dict(self) -> dict[str, Any]:
         storage = getattr(self.trainer, "storage", None)
         if storage is None:  # no training since the state was loaded
             return dict(self._restored)
         state = {}
+        first = self.trainer.iter // PERIOD * PERIOD  # that is in no line yet
         for name, history in storage.histories().items():
             _, iteration = history.values()[-1]
-            if iteration >= _unwritten(self.trainer.iter) and name not in _TIMES:
+            if iteration >= first and name not in _TIMES:
                 smoothed = storage._smoothing_hints[name]
                 count = storage.count_samples(name, PERIOD) if smoothed else 1
                 state[name] = smoothed, history.values()[-count:]
@@ -390,8 +391,3 @@ class UnwrittenMetricsHook(HookBase):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self._restored = state_dict
-
-
-def _unwritten(iteration: int) -> int:
-    """First iteration that is in no line yet when a checkpoint of ``iteration`` is saved."""
-    return iteration // PERIOD * PERIOD
