@@ -25,19 +25,14 @@ from s4m_d2.structures import RLEMasks, mask_boxes
 
 READABLE_SIDE = 320  # px; images with a shorter side are enlarged
 FILL_ALPHA = 0.45
-CONTOUR_WIDTH = 2  # px
-TEXT_SHARE = 18  # text height is the image's height divided by this
-MIN_TEXT = 11  # px
+MOST_NAMED = 60  # instances
 MOST_LETTERS = 30  # of a class's name
-TEXT_STROKE = 2  # px
+TEXT_SHARE, MIN_TEXT = 18, 11  # a text's height is a share of the image's, at least 11 px
 SHIFTS = (0, -1, 1, -2, 2, -3, 3)  # lines by which a name may be moved to avoid others
-
+LINE_WIDTH = 2  # px: contours, letters' strokes, the white line inside a black one
+MARK_SHARE, MIN_MARK = 28, 4  # a mark's radius is a share of the shorter side, at least 4 px
 GOLDEN_RATIO = 0.618034  # step between hues, which spreads any number of them evenly
 FEWEST_COLORS = 12
-MOST_NAMED = 60  # instances
-
-MARK_SHARE, FEWEST_MARK_PIXELS = 28, 4  # a mark's radius is a share of the shorter side, at least 4
-EDGE_WIDTH = 2  # px, of the white line inside the black one
 
 # Of grids, all in pixels.
 CELL = 360  # width of a column; a higher picture is drawn narrower
@@ -60,27 +55,24 @@ def overlay(
     labels: Sequence[int],
     class_names: Sequence[str],
     scores: Sequence[float] | None = None,
-    scale: int | None = None,
 ) -> np.ndarray:
     """Draw instances on an image: filled, outlined and named, touching ones in different colors.
 
     More than MOST_NAMED instances are not named; nor is the only class.
 
     Args:
-        image: (H, W, 3) uint8, RGB; returned is (scale·H, scale·W, 3).
+        image: (H, W, 3) uint8, RGB; returned is (n·H, n·W, 3), with n by :func:`readable_scale`.
         masks: (N, H, W) bool, or encoded.
         labels: N indices into ``class_names``.
         scores: N numbers in [0, 1], written as percentages; None: not written.
-        scale: integer factor of enlargement; None: such that names are readable.
     """
     masks = masks if isinstance(masks, RLEMasks) else torch.as_tensor(masks)
-    scale = scale or readable_scale(image)
+    scale = readable_scale(image)
     picture = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     windows = [_window(mask, scale) for mask in masks]
     colors = box_colors(np.array([box for _, box in windows]), picture.shape[:2])
-    areas = [mask.sum() for mask, _ in windows]
     filled = picture.copy()
-    for index in sorted(range(len(windows)), key=lambda i: (-areas[i], -i)):
+    for index in sorted(range(len(windows)), key=lambda i: (-windows[i][0].sum(), -i)):
         mask, (x0, y0, x1, y1) = windows[index]
         filled[y0:y1, x0:x1][mask] = colors[index]
     picture = cv2.addWeighted(picture, 1 - FILL_ALPHA, filled, FILL_ALPHA, 0)
@@ -88,7 +80,7 @@ def overlay(
         lines, _ = cv2.findContours(
             mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE, offset=box[:2]
         )
-        cv2.drawContours(picture, lines, -1, color, CONTOUR_WIDTH)
+        cv2.drawContours(picture, lines, -1, color, LINE_WIDTH)
     if len(windows) > MOST_NAMED:
         return picture
     names = class_names if len(class_names) > 1 else [""]
@@ -152,13 +144,14 @@ def _write_names(image: np.ndarray, windows: Sequence[Window], texts: Sequence[s
     draw = ImageDraw.Draw(picture)
     size = max(MIN_TEXT, height // TEXT_SHARE)
     font = text_font(size)
+    stroke: dict[str, Any] = {"stroke_width": LINE_WIDTH, "stroke_fill": "black"}
     written: list[tuple[float, float, float]] = []  # center and half the width of each text
     for i in sorted(range(len(windows)), key=lambda i: -windows[i][0].sum()):
         mask, (left, top, *_) = windows[i]
         if not texts[i] or not mask.any():
             continue
         inside_x, inside_y = deepest_point(mask)
-        half = draw.textlength(texts[i], font=font) / 2 + TEXT_STROKE
+        half = draw.textlength(texts[i], font=font) / 2 + LINE_WIDTH
         x = float(np.clip(left + inside_x, half, max(half, width - half)))
         bottom = max(size, height - size)
         lines = [float(np.clip(top + inside_y + size * step, size, bottom)) for step in SHIFTS]
@@ -169,7 +162,6 @@ def _write_names(image: np.ndarray, windows: Sequence[Window], texts: Sequence[s
         )
         y = next(free, lines[0])
         written.append((x, y, half))
-        stroke: dict[str, Any] = {"stroke_width": TEXT_STROKE, "stroke_fill": "black"}
         draw.text((x, y), texts[i], "white", font, "mm", **stroke)
     return np.asarray(picture)
 
@@ -214,10 +206,9 @@ def heat_map(
 def mark_point(picture: np.ndarray, point: Sequence[float]) -> np.ndarray:
     """Copy an (H, W, 3) uint8 picture and draw a ring around ``point``, (x, y) in pixels."""
     marked = picture.copy()
-    radius = max(FEWEST_MARK_PIXELS, min(picture.shape[:2]) // MARK_SHARE)
-    center = tuple(int(value) for value in point)
-    cv2.circle(marked, center, radius, (0, 0, 0), 2 * EDGE_WIDTH, cv2.LINE_AA)
-    cv2.circle(marked, center, radius, (255, 255, 255), EDGE_WIDTH, cv2.LINE_AA)
+    radius = max(MIN_MARK, min(picture.shape[:2]) // MARK_SHARE)
+    for level, width in ((0, 2 * LINE_WIDTH), (255, LINE_WIDTH)):
+        cv2.circle(marked, tuple(map(int, point)), radius, (level,) * 3, width, cv2.LINE_AA)
     return marked
 
 
@@ -226,14 +217,14 @@ def outline(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     outlined, size = picture.copy(), picture.shape[1::-1]
     large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     lines, _ = cv2.findContours(large, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(outlined, lines, -1, (0, 0, 0), 3 * EDGE_WIDTH)
-    cv2.drawContours(outlined, lines, -1, (255, 255, 255), EDGE_WIDTH)
+    for level, width in ((0, 3 * LINE_WIDTH), (255, LINE_WIDTH)):
+        cv2.drawContours(outlined, lines, -1, (level,) * 3, width)
     return outlined
 
 
 @dataclass(frozen=True)
 class Panels:
-    """A figure of (H, W, 3) uint8 RGB pictures; columns without any are omitted."""
+    """A figure of (H, W, 3) uint8 RGB pictures, without columns that have none."""
 
     columns: Sequence[str]  #: their titles
     rows: Sequence[Sequence[np.ndarray | None]]  #: None: an empty cell
@@ -244,23 +235,20 @@ class Panels:
 
     def draw(self) -> np.ndarray:
         """Draw the figure, (H, W, 3) uint8 RGB."""
-        return np.concatenate([np.asarray(strip) for strip in self._strips()])
-
-    def _strips(self) -> Iterator[Image.Image]:
-        """Parts of the figure, from top to bottom."""
         used = [i for i in range(len(self.columns)) if any(row[i] is not None for row in self.rows)]
         width = CELL * len(used)
         titles = [(self.columns[c], (p + 0.5) * CELL, CELL, "mm") for p, c in enumerate(used)]
-        yield _line(width, *titles)
+        strips = [_line(width, *titles)]
         for number, row in enumerate(self.rows):
             if self.row_titles is not None:
-                yield _line(width, (self.row_titles[number], GAP, width, "lm"))
-            yield _cells([row[i] for i in used])
+                strips.append(_line(width, (self.row_titles[number], GAP, width, "lm")))
+            strips.append(_cells([row[i] for i in used]))
         if self.scale is not None:
-            yield _color_bar(width, self.scale)
-        yield from _legend_lines(width, self.legend)
+            strips.append(_color_bar(width, self.scale))
+        strips += _legend_lines(width, self.legend)
         if self.caption:
-            yield _line(width, (self.caption, GAP, width, "lm"))
+            strips.append(_line(width, (self.caption, GAP, width, "lm")))
+        return np.concatenate([np.asarray(strip) for strip in strips])
 
 
 def panel_grid(
@@ -285,10 +273,8 @@ def write_video(path: str | os.PathLike[str], fps: float) -> Iterator[Callable[[
     """Write an MP4 frame by frame, atomically: nothing without a frame, or if the block raises.
 
     Yields a function that takes (H, W, 3) uint8 RGB frames of one size. The last line of an odd
-    side is repeated, as the codec needs even sides.
-
-    Raises:
-        OutputError: this OpenCV has no codec, or the disk is full or not the user's.
+    side is repeated, as the codec needs even sides. OutputError: this OpenCV has no codec, or the
+    disk is full or not the user's.
     """
     folder = os.path.dirname(os.path.abspath(path))
     try:

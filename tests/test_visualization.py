@@ -67,7 +67,7 @@ def test_pixels_change_only_where_instances_and_names_are():
 def test_a_pixel_of_several_instances_has_the_color_of_the_smallest():
     masks = boxes((320, 400), [(40, 40, 300, 360), (60, 60, 120, 120), (40, 40, 300, 360)])
     colors = np.array(instance_colors(masks))
-    drawn = overlay(gray(320, 400), masks, [0, 1, 1], NAMES, scale=1)
+    drawn = overlay(gray(320, 400), masks, [0, 1, 1], NAMES)
     expected = 128 * (1 - FILL_ALPHA) + colors * FILL_ALPHA
     assert np.abs(drawn[70, 70] - expected[1]).max() <= 1
     assert np.abs(drawn[280, 60] - expected[0]).max() <= 1  # of equals the first

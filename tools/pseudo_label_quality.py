@@ -31,7 +31,7 @@ from s4m_d2.engine.labeling.protocol import check_model
 from s4m_d2.engine.labeling.quality import QualityReport, quality_datasets
 from s4m_d2.engine.own_data.own_data import load_run
 from s4m_d2.engine.stages import stage_config
-from s4m_d2.evaluation.pseudo_label_quality import COUNTS, PseudoLabelQuality, Quality
+from s4m_d2.evaluation import COUNTS, PseudoLabelQuality, Quality
 from s4m_d2.report import write_results
 from s4m_d2.semi.ema_teacher import EMATeacher
 

@@ -18,6 +18,7 @@ import torch
 
 #: Purposes of draws for a sample; each has its own seed.
 PURPOSES = ("augment", "strong_view", "loss_points", "prompt_points", "refine_points", "arp")
+_NUMPY = ("keys", "position", "has_gauss", "cached_gaussian")  # of NumPy's state
 
 
 def derive_seed(*keys: int | str) -> int:
@@ -41,16 +42,12 @@ def seed_default_generators(seed: int) -> None:
 
 def default_generator_states() -> dict[str, Any]:
     """States of this process' default generators (PyTorch's of all devices), as plain data."""
-    of_numpy = np.random.get_state(legacy=False)
+    of_numpy: Any = np.random.get_state()  # its kind, and _NUMPY
+    keys = torch.from_numpy(of_numpy[1].astype(np.int64))
     version, words, gauss = random.getstate()
     states = {
         "torch": torch.get_rng_state(),
-        "numpy": {
-            "keys": torch.from_numpy(of_numpy["state"]["key"].astype(np.int64)),
-            "position": int(of_numpy["state"]["pos"]),
-            "has_gauss": int(of_numpy["has_gauss"]),
-            "cached_gaussian": float(of_numpy["gauss"]),
-        },
+        "numpy": dict(zip(_NUMPY, (keys, *of_numpy[2:]), strict=True)),
         "python": {"version": version, "words": torch.tensor(words), "gauss_next": gauss},
     }
     if torch.cuda.is_initialized():
@@ -61,10 +58,9 @@ def default_generator_states() -> dict[str, Any]:
 def restore_default_generators(states: Mapping[str, Any]) -> None:
     """Restore :func:`default_generator_states`. Devices that are not here are ignored."""
     torch.set_rng_state(states["torch"])
-    numpy, python = states["numpy"], states["python"]
-    keys = numpy["keys"].numpy().astype(np.uint32)
-    gaussian = (numpy["has_gauss"], numpy["cached_gaussian"])
-    np.random.set_state(("MT19937", keys, numpy["position"], *gaussian))
+    keys, *rest = (states["numpy"][name] for name in _NUMPY)
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
+    python = states["python"]
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss_next"]))
     if "cuda" in states and torch.cuda.is_available():
         for device, state in zip(range(torch.cuda.device_count()), states["cuda"], strict=False):

@@ -1,16 +1,35 @@
-"""Refinement measured on labeled images that stage 1 left out."""
+"""SAM on labeled images: measured, refined masks compared, fine-tuned; what follows from it."""
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers import QUICKSTART
 
 from s4m_d2.engine import FineTuneTrainer, PseudoLabeling, S4MTrainer, TeacherTrainer
-from s4m_d2.engine.labeling.gate import apply_decision, compare_refinement
-from s4m_d2.engine.labeling.quality import held_out_records
+from s4m_d2.engine.checks.resource_checks import sam_blueprint
+from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.labeling import gate as module
+from s4m_d2.engine.labeling.gate import (
+    adapted_config,
+    apply_decision,
+    compare_refinement,
+    decide_by_sam,
+    held_out_records,
+    labeled_quality,
+    labeling_of_run,
+    sam_findings,
+    split_labeled,
+)
 from s4m_d2.engine.own_data.own_data import load_run
+from s4m_d2.engine.stages import stage_config
+from s4m_d2.report import read_results
+from s4m_d2.sam import build_sam_backend
+from s4m_d2.sam.automatic_masks import AutomaticMasks
 from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.semi.refinement import TeacherMasks
 
@@ -117,3 +136,142 @@ def test_nothing_is_left_out_where_nothing_is_measured(gate_config):
         {"DATASETS__TRAIN": ("toyscapes_train_30pct",)},  # 3 images
     ):
         assert held_out_records(gate_config(**changes)) == []
+
+
+def test_groups_are_parts_of_all_masks_of_images_or_tiles(small_config):
+    whole = labeled_quality(small_config())
+    everything, *parts = whole["groups"]
+    sizes = [group for group in parts if group["name"].split()[1:]]
+    classes = [group for group in parts if group not in sizes]
+    assert whole["images"] == 3 and everything["iou"] == whole["iou"] > 0.6
+    for groups in (sizes, classes):
+        assert sum(group["masks"] for group in groups) == everything["masks"]
+        total = sum(group["masks"] * group["iou"] for group in groups)
+        assert total == pytest.approx(everything["masks"] * everything["iou"])
+    state = torch.get_rng_state()
+    tiled = labeled_quality(small_config(INPUT__TILE__SIZE=48))
+    assert tiled["images"] > 3 and tiled["groups"][0]["masks"] > everything["masks"]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("gate", "useful", "stays"),
+    [("auto", 1.0, False), ("auto", 0.1, True), ("warn", 1.0, True), ("off", 1.0, True)],
+)
+def test_a_sam_whose_masks_are_poor_is_not_used(small_config, monkeypatch, gate, useful, stays):
+    """Refinement is decided so with the three labeled images that there are."""
+    monkeypatch.setattr(module, "USEFUL_IOU", useful)
+    cfg = small_config(S4M__REFINE__GATE=gate)
+    teacher, student = (
+        decide_by_sam(stage_config(cfg, stage), stage, resume=False).S4M
+        for stage in ("teacher", "student")
+    )
+    assert teacher.DISTILL.ENABLED == stays and teacher.REFINE.ENABLED
+    assert (student.REFINE.ENABLED, student.ARP.ENABLED) == (stays, stays)
+    assert cfg.S4M.DISTILL.ENABLED and cfg.S4M.REFINE.ENABLED  # unchanged
+    labeling = labeling_of_run(cfg, f"{cfg.OUTPUT_DIR}/student/model_final.pth", Oracle())
+    assert isinstance(labeling.refiner, TeacherMasks) != stays and (labeling.arp is None) != stays
+    assert Path(cfg.OUTPUT_DIR, "teacher", module.SAM_RESULT).is_file() == (gate != "off")
+    own = small_config(S4M__REFINE__GATE=gate, S4M__ARP__GATED=False)
+    assert decide_by_sam(stage_config(own, "student"), "student", resume=False).S4M.ARP.ENABLED
+
+
+def test_a_continued_run_keeps_what_it_began_with(small_config, monkeypatch):
+    cfg = stage_config(small_config(S4M__REFINE__GATE="auto"), "teacher")
+    monkeypatch.setattr(module, "USEFUL_IOU", 1.0)
+    decide_by_sam(cfg, "teacher", resume=False)
+    torch.save({}, Path(cfg.OUTPUT_DIR, "model_0000001.pth"))
+    Path(cfg.OUTPUT_DIR, "last_checkpoint").write_text("model_0000001.pth")
+    monkeypatch.setattr(module, "labeled_quality", None)  # it would be called
+    assert not decide_by_sam(cfg, "teacher", resume=True).S4M.DISTILL.ENABLED
+    Path(cfg.OUTPUT_DIR, module.SAM_RESULT).unlink()  # of a run that began without
+    assert decide_by_sam(cfg, "teacher", resume=True).S4M.DISTILL.ENABLED
+
+
+def test_the_check_measures_where_that_is_quick(small_config, monkeypatch):
+    cfg = small_config()
+    sam = sam_blueprint(cfg)
+    assert sam_findings(cfg, None) == []
+    [measured] = sam_findings(cfg, sam)
+    assert f"IoU {labeled_quality(cfg)['iou']:.2f}" in measured.text
+    [unread] = sam_findings(small_config(DATASETS__TRAIN=("nothing",)), sam)
+    assert unread.status == "warning"
+    monkeypatch.setattr(module, "labeled_quality", None)  # it would be called
+    monkeypatch.setattr(module, "_QUICK_BYTES", 0)
+    assert sam_findings(cfg, sam)[0].status == "ok"
+
+
+@pytest.fixture
+def adapting(small_config, tmp_path):
+    (tmp_path / "run").mkdir()
+
+    def make(**changes):
+        sam = {"S4M__SAM__BACKEND": "tiny_toyscapes", "S4M__SAM__CHECKPOINT": ""}
+        base = {"DATASETS__TRAIN": ("toyscapes_train",), "S4M__SAM__ADAPT": 1, **sam}
+        return small_config(**base | changes)
+
+    return make
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """IoUs that the measure gives in turn, and the names of the images that it saw."""
+    ious, seen = [], []
+
+    def measure(backend, records, **_):
+        seen.append({record["file_name"] for record in records})
+        return SimpleNamespace(rated=np.array([ious.pop(0)]))
+
+    monkeypatch.setattr(module, "measure_sam", measure)
+    return ious, seen
+
+
+def test_a_better_sam_is_kept_and_serves_all(adapting, measured, tmp_path):
+    ious, seen = measured
+    ious += [0.5, 0.6]
+    cfg = adapting()
+    found = adapted_config(cfg, resume=False)
+    assert found.S4M.SAM.CHECKPOINT == str(tmp_path / "run/sam_adapted.pth")
+    before, after = (AutomaticMasks(build_sam_backend(c)).fingerprint() for c in (cfg, found))
+    assert before != after
+    assert load_config(str(tmp_path / "run/config.yaml")) == found
+    trained, held_out = split_labeled(cfg)
+    assert seen == [{record["file_name"] for record in held_out}] * 2
+    assert not seen[0] & {record["file_name"] for record in trained}
+    assert len(trained) + len(held_out) == 10 and len(held_out) == 2
+    # Continued, nothing is measured or trained again; the weights follow from the seed.
+    assert adapted_config(cfg, resume=True) == found
+    ious += [0.5, 0.6]
+    again = adapted_config(cfg, resume=False)
+    assert AutomaticMasks(build_sam_backend(again)).fingerprint() == after
+
+
+def test_what_is_not_better_is_not_kept(adapting, measured, tmp_path):
+    measured[0].extend([0.5, 0.5])
+    cfg = adapting()
+    assert adapted_config(cfg, resume=False) == cfg
+    assert not (tmp_path / "run/sam_adapted.pth").exists()
+    assert read_results(tmp_path / "run/sam_adapted.json")["kept"] is False
+    assert adapted_config(cfg, resume=True) == cfg
+
+
+def test_the_gates_images_are_held_out(adapting):
+    cfg = adapting(S4M__REFINE__GATE="auto")
+    _, held_out = split_labeled(cfg)
+    gates = {record["file_name"] for record in held_out_records(cfg)}
+    assert gates and {record["file_name"] for record in held_out} == gates
+
+
+def test_nothing_is_done_where_nobody_asks(adapting, tmp_path):
+    without_sam = {"S4M__STAGE": "teacher", "S4M__DISTILL__ENABLED": False}
+    for changes in ({"S4M__SAM__ADAPT": 0}, without_sam):
+        cfg = adapting(**changes)
+        assert adapted_config(cfg, resume=False) == cfg
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_one_labeled_image_is_too_few(adapting, measured, monkeypatch):
+    records = module.true_records
+    monkeypatch.setattr(module, "true_records", lambda names: records(names)[:1])
+    cfg = adapting()
+    assert adapted_config(cfg, resume=False) == cfg

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from s4m_d2.data.images import read_image
 from s4m_d2.engine.command.arguments import read_config
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.engine.labeling.quality import split_labeled
+from s4m_d2.engine.labeling.gate import split_labeled
 from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.visualization import write_video
 

@@ -1,27 +1,35 @@
 """Pseudo-labels measured in training, beside it, and by the tool."""
 
-import contextlib
+import json
 import logging
+import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
+import pseudo_label_quality as tool
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
-from detectron2.utils.events import EventStorage
-from helpers import json_lines
+from helpers import QUICKSTART, json_lines
 
 from s4m_d2.engine import PseudoLabeling, QualityMeasurement, S4MTrainer
 from s4m_d2.engine.checks.preflight import preflight
-from s4m_d2.engine.labeling.quality import RECORDS, PseudoLabelQualityHook, quality_findings
+from s4m_d2.engine.labeling.quality import RECORDS, quality_findings
 from s4m_d2.engine.rng import default_generator_states
-from s4m_d2.evaluation.pseudo_label_quality import MEASURES
+from s4m_d2.evaluation import MEASURES
 from s4m_d2.semi.ema_teacher import EMATeacher
 
 from .sameness import assert_same
-from .test_trainer import BARE, Killed, configs, final_state, run, teacher_weights  # noqa: F401
+from .test_trainer import (  # noqa: F401
+    BARE,
+    Killed,
+    configs,
+    final_state,
+    logged,
+    run,
+    teacher_weights,
+)
 
 BEYOND_THE_PAPER = {
     "S4M__PSEUDO_LABEL__SCORE_THRESH": 0.1,
@@ -175,28 +183,9 @@ def test_a_run_with_the_hook_is_the_run_without_it_even_if_it_is_stopped(
     assert not Path(without.cfg.OUTPUT_DIR, RECORDS).exists()
     assert [entry["iteration"] for entry in lines(folder)] == [0, 1, 2, 3]
     assert lines(folder)[:3] == first  # the second and third were measured anew
-
-
-def test_every_period_iterations_values_are_logged_and_a_line_is_written(measurement, tmp_path):
-    entered = []
-
-    @contextlib.contextmanager
-    def context():
-        entered.append(hook.trainer.iter)
-        yield
-
-    hook = PseudoLabelQualityHook(measurement(wrong=True), 3, str(tmp_path / RECORDS), context)
-    for iteration in range(7):
-        hook.trainer = SimpleNamespace(iter=iteration)
-        with EventStorage(iteration) as storage:
-            hook.after_step()
-        values = {name: value for name, (value, _) in storage.latest().items()}
-        expected = {"class_accuracy": 0, "sq": 1, "precision": 0, "recall": 0, "pq": 0}
-        expected = {f"pseudo_label_quality/before/{name}": v for name, v in expected.items()}
-        assert values == (expected if iteration in (2, 5) else {})
-    assert entered == [2, 5]
-    assert [entry["iteration"] for entry in lines(tmp_path)] == [2, 5]
-    assert lines(tmp_path)[0]["before"]["by_class"]["car"]["class_accuracy"] == 0
+    measured, last = logged(resumed), lines(folder)[-1]["before"]["overall"]
+    for name in ("class_accuracy", "sq", "precision", "recall", "pq"):
+        assert measured.get(f"pseudo_label_quality/before/{name}") == last[name]
 
 
 def test_the_report_says_what_will_be_measured_or_why_nothing_can_be(
@@ -223,3 +212,34 @@ def test_the_report_says_what_will_be_measured_or_why_nothing_can_be(
         assert named in str(refused.errors[0])
     cfg = small_config(S4M__QUALITY__PERIOD=1)
     assert "label quality" in {finding.item for finding in preflight(cfg).findings}
+
+
+@pytest.fixture
+def checkpoint(small_config, tmp_path):
+    """Two untrained models in one file; the student sees nothing."""
+    models = {"model": small_config(SEED=1), "teacher": small_config(SEED=2)}
+    states = {name: S4MTrainer.build_model(cfg).state_dict() for name, cfg in models.items()}
+    for name, value in states["model"].items():
+        if name.endswith("class_embed.bias"):
+            value[-1] = 1e4  # "no object"
+    path = tmp_path / "both.pth"
+    torch.save(states, path)
+    return str(path)
+
+
+def test_the_tool_prints_tables_and_writes_json(checkpoint, small_options, tmp_path, capsys):
+    arguments = ["--config-file", QUICKSTART, "--weights", checkpoint]
+    output = tmp_path / "out"
+    tool.main([*arguments, "--images", "2", "--output", str(output), *small_options()])
+    printed = capsys.readouterr().out
+    assert "teacher" in printed and "toyscapes_train_unlabeled" in printed
+    found = json.loads((output / "pseudo_label_quality.json").read_text())
+    assert found["model"] == "teacher" and found["images"] == 2
+    assert set(found["before"]) == {"overall", "by_class", "by_size"}
+
+    assert found["before"]["overall"]["pseudo_labels"] > 0
+
+    tool.main([*arguments, "--images", "1", "--student", *small_options()])
+    row = capsys.readouterr().out.splitlines()[4].split("|")
+    assert row[2].strip() == "before" and row[4].strip() == "0"  # labels
+    assert os.listdir(output) == ["pseudo_label_quality.json"]

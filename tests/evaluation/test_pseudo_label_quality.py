@@ -9,13 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from literal_quality import counts
 
-from s4m_d2.evaluation import PseudoLabelQuality, pseudo_label_quality
-from s4m_d2.evaluation.pseudo_label_quality import (
-    COUNTS,
-    MEASURES,
-    SIZES,
-    quality_of,
-)
+from s4m_d2 import evaluation
+from s4m_d2.evaluation import COUNTS, MEASURES, SIZES, PseudoLabelQuality, quality_of
 from s4m_d2.structures import PseudoLabels
 
 CLASSES = ["apple", "pear", "plum"]
@@ -27,7 +22,7 @@ LIMITS = (30.0, 70.0)
 @pytest.fixture(autouse=True, scope="module")
 def sizes_of_small_images():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pseudo_label_quality, "SIZE_LIMITS", LIMITS)
+        patch.setattr(evaluation, "SIZE_LIMITS", LIMITS)
         yield
 
 
@@ -165,7 +160,7 @@ def test_order_does_not_matter_and_parts_merged_are_the_whole(seed, split, rando
 
 def test_the_example_of_the_docs():
     names = {"torch": torch, "PseudoLabels": PseudoLabels}
-    assert doctest.testmod(pseudo_label_quality, extraglobs=names).failed == 0
+    assert doctest.testmod(evaluation, extraglobs=names).failed == 0
 
 
 @pytest.mark.gpu

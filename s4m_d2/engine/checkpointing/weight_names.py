@@ -85,16 +85,13 @@ class LoadReport:
 def model_weights(
     content: Mapping[str, Any], branch: str, path: str
 ) -> tuple[dict[str, Tensor], str | None]:
-    """Find a model's weights in the content of a file, as ``read_weight_file`` returns it.
+    """Find the weights of ``branch``, "student" or "teacher", in the content of a file.
 
-    Args:
-        branch: "student" or "teacher", if the file has both (ours, and those with BRANCHES'
-            prefixes). A file with one model is used for either.
-        path: for messages.
+    A file with one model is used for either; with both are ours, and those with BRANCHES' prefixes.
 
     Returns name → tensor, without prefixes of wrappers and branches, old names replaced; which of
-    the two models it is, None if the file has one model and does not say. WeightsError: there are
-    none, or an entry is not a tensor.
+    the two models it is, None if the file does not say. WeightsError: there are none, or an entry
+    is not a tensor.
     """
     teacher = _teacher_entry(content)
     if teacher is not None and branch == "teacher":
@@ -141,9 +138,8 @@ def _tensors(state: Any, path: str) -> dict[str, Tensor]:
 
 def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Remove DDP's prefix, if all names have it."""
-    if not all(name.startswith(_WRAPPER) for name in state):
-        return state
-    return {name.removeprefix(_WRAPPER): value for name, value in state.items()}
+    wrapped = all(name.startswith(_WRAPPER) for name in state)
+    return {k.removeprefix(_WRAPPER): v for k, v in state.items()} if wrapped else state
 
 
 def _of_branch(state: dict[str, Tensor], branch: str) -> tuple[dict[str, Tensor], str | None]:
@@ -219,8 +215,8 @@ def fit(
         own: the model's state; on the meta device nothing of it is ``overridden``.
         content, branch, path: of the file, see :func:`model_weights`.
         require: the file must contain the whole model; otherwise heads may be missing.
-        classes: class names of the file and of the model. Where both are known, class logits are
-            matched by name, and those of new classes start from the model's initial values.
+        classes: class names of the file and of the model. If both are known, class logits are
+            matched by name, and those of new classes keep the model's initial values.
 
     Returns the report, and the weights to load, by the model's names. WeightsError names the first
     weights that do not fit.

@@ -14,8 +14,8 @@ from detectron2.utils import comm
 from s4m_d2.data import DATASET_MAPPER_REGISTRY
 from s4m_d2.engine.checks.findings import attempt, raise_all
 from s4m_d2.engine.figures.figure_set import FIGURES
+from s4m_d2.engine.labeling.gate import GATES, OFF
 from s4m_d2.engine.labeling.pseudo_labeling import AMP, AUTO, FIXED, FLOAT32
-from s4m_d2.engine.labeling.quality import GATES, OFF
 from s4m_d2.engine.stages import runs_stage
 from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.errors import ConfigError, S4MError

@@ -23,8 +23,8 @@ from s4m_d2.engine.checks.resource_checks import (
     weight_findings,
 )
 from s4m_d2.engine.config_file import config_items, load_config
+from s4m_d2.engine.labeling.gate import WEIGHTS, sam_findings
 from s4m_d2.engine.labeling.quality import quality_findings
-from s4m_d2.engine.labeling.sam_quality import WEIGHTS, sam_findings
 from s4m_d2.engine.stages import STAGES, is_fixed, runs_stage, stage_config, stages_to_run
 from s4m_d2.engine.training.hooks import MAX_ITER, changes, continuation_errors, run_settings
 from s4m_d2.errors import ConfigError, S4MError, first_names

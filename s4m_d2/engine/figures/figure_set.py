@@ -56,10 +56,9 @@ OF_TEACHER = ("pseudo_labels", "arp")
 DRAWS = 3  # of augmentations, for each labeled image
 PAIR_ALL = 0.5  # S4M.ARP.PAIR_FRACTION with which every image of a figure is paired
 SCORE_SHOWN = 0.5  # predictions below it are not drawn
-CAPTION = "A color stands for an instance; those of touching instances differ"
-SEED_STREAM = "overview"
+CAPTION = "A color stands for an instance; those of touching instances differ."
 COSINE_STEP = 0.1  # the color scale, up to 1, starts at a multiple of it
-POINT_CAPTION = "Ring: the point. SAM: its tokens there. Models: mask features on SAM's grid"
+POINT_CAPTION = "Ring: the point. SAM: its tokens there. Models: mask features on SAM's grid."
 SAM = "SAM"
 
 Sample = Mapping[str, Any]
@@ -68,16 +67,14 @@ Sample = Mapping[str, Any]
 class FigureSet:
     """Draws figures of fixed images, which are read when they are first drawn.
 
-    Drawing does not affect training: default generators and modules' modes are restored, and
-    gradients are not changed.
+    Default generators, modules' modes and gradients are afterwards as they were.
 
     Args:
         cfg: config of a stage, or of a whole run.
         count: images per figure.
         models: by name in the figures; empty: no predictions and similarities.
-        labeling: of stage 2, as it is whenever a figure is drawn; None: no figures of
-            pseudo-labels and ARP.
-        backend: SAM; None: no figures of similarities.
+        labeling: of stage 2; None: no pseudo-labels and ARP.
+        backend: SAM; None: no similarities.
         resized: resize validation images as in evaluation. (With INPUT.TILE, predictions are of
             whole images, other figures of resized tiles.)
         point: (x, y) in pixels of the image, for similarities; None: inside the largest instance.
@@ -100,10 +97,10 @@ class FigureSet:
         self._rgb = functools.partial(to_rgb, order=self.order)
         self.names = functools.cache(lambda: class_names(cfg))
         tiled = bool(cfg.INPUT.TILE.SIZE)  # each is resized on its own
-        whole = functools.partial(validation_samples, cfg, count, resized=resized and not tiled)
-        tiles = functools.partial(validation_samples, cfg, count, tiles=True, resized=True)
-        self._whole = functools.cache(whole)
-        self._validation = functools.cache(tiles) if tiled else self._whole
+        samples = functools.partial(validation_samples, cfg, count)
+        self._whole = functools.cache(lambda: samples(resized=resized and not tiled))
+        tiles = functools.cache(lambda: samples(tiles=True, resized=True))
+        self._validation = tiles if tiled else self._whole
         self._labeled = functools.cache(lambda: labeled_samples(cfg, count, DRAWS))
         self._unlabeled = functools.cache(lambda: unlabeled_samples(cfg, count))
         self._strong_view = StrongView(cfg).batch
@@ -118,8 +115,7 @@ class FigureSet:
         labeling: PseudoLabeling | None = None,
         **options: Any,
     ) -> FigureSet:
-        """Build the figures of a stage, of the trained ``model`` without wrappers and, in stage 2,
-        of what it labels with; other arguments as of the class."""
+        """Build the figures of a stage: of its model without wrappers and, in stage 2, labeling."""
         models = {os.path.basename(cfg.OUTPUT_DIR): model}  # by the stage's name
         if labeling is not None:
             models["teacher"] = labeling.teacher.model
@@ -148,7 +144,7 @@ class FigureSet:
         """Labeled images, plain and augmented."""
         rows = [[self._truth(sample) for sample in row] for row in self._labeled()]
         draws = (f"augmented, draw {draw}" for draw in range(1, len(rows[0])))
-        return Panels(["labeled image", *draws], rows, caption=f"{CAPTION}.")
+        return Panels(["labeled image", *draws], rows, caption=CAPTION)
 
     def views_panels(self) -> Panels:
         """Unlabeled images: plain, weak and strong view."""
@@ -188,7 +184,7 @@ class FigureSet:
                 rows.append(row)
         columns = ["weak view", "ground truth", "teacher's pseudo-labels", "refined by SAM"]
         columns += ["ARP, strong view", f"{student}'s predictions"]
-        caption = f"{CAPTION}. Percentages: scores; predictions from {SCORE_SHOWN:.0%} on."
+        caption = f"{CAPTION} Percentages: scores; predictions from {SCORE_SHOWN:.0%} on."
         return Panels(columns[: len(rows[0])], rows, caption=caption)
 
     def arp_panels(self) -> Panels:
@@ -202,7 +198,7 @@ class FigureSet:
             student = self._rgb(views.student_batch[i]["image"])
             rows.append([draw_labels(before, views.refined[i], names), outlined, student])
         columns = ["before the paste", "after the paste", "student's input (strong view)"]
-        caption = f"{CAPTION}. Black and white outlines: pasted from the partner."
+        caption = f"{CAPTION} Black and white outlines: pasted from the partner."
         return Panels(columns, rows, caption=caption)
 
     def similarity_panels(self) -> Panels:
@@ -218,8 +214,8 @@ class FigureSet:
         columns = [images, [self._truth(sample) for sample in samples]]
         for model in self.models.values():
             predict = self._predictor(model)
-            columns.append([draw_found(i, predict(i, SCORE_SHOWN), names) for i in images])
-        caption = f"{CAPTION}. Percentages: scores; from {SCORE_SHOWN:.0%} on."
+            columns.append([draw_found(i, predict(i), names) for i in images])
+        caption = f"{CAPTION} Percentages: scores; from {SCORE_SHOWN:.0%} on."
         rows = [list(row) for row in zip(*columns, strict=True)]
         return Panels(["image", "ground truth", *self.models], rows, caption=caption)
 
@@ -256,13 +252,10 @@ def draw_found(image: np.ndarray, found: Instances, names: Sequence[str]) -> np.
 def validation_samples(
     cfg: CfgNode, count: int, *, tiles: bool = False, resized: bool = False
 ) -> list[dict]:
-    """Choose the validation images with most instances in evenly spaced groups; not augmented.
+    """Choose the validation images, or tiles, with most instances in evenly spaced groups.
 
-    Args:
-        tiles: choose tiles of INPUT.TILE instead of images.
-        resized: as in evaluation (INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST); False: original sizes.
-
-    Returns samples with "image", the same as "image_weak", "instances" and "seeds".
+    Returns samples with "image", the same as "image_weak", "instances" and "seeds"; not augmented,
+    with ``resized`` as in evaluation.
     """
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty: name the data set whose images are drawn.")
@@ -280,7 +273,7 @@ def validation_samples(
 
 
 def labeled_samples(cfg: CfgNode, count: int, draws: int) -> list[list[dict]]:
-    """Labeled images or tiles: each plain, then with ``draws`` augmentations of training."""
+    """Labeled images or tiles, each plain and with ``draws`` augmentations of training."""
     records = [record for name in labeled_names(cfg) for record in DatasetCatalog.get(name)]
     chosen = evenly_spaced(build_tiling(cfg).records(records, filter_empty=True), count)
     augmented = DATASET_MAPPER_REGISTRY.get(cfg.INPUT.DATASET_MAPPER_NAME)(cfg, True)
@@ -299,7 +292,7 @@ def unlabeled_samples(cfg: CfgNode, count: int) -> list[dict]:
     return list(map(views, _seeded(cfg, chosen, "unlabeled")))
 
 
-def _seeded(cfg: CfgNode, records: Sequence[Sample], stream: str = SEED_STREAM) -> list[dict]:
+def _seeded(cfg: CfgNode, records: Sequence[Sample], stream: str = "overview") -> list[dict]:
     return [
         {**record, "seeds": sample_seeds(cfg.SEED, stream, position)}
         for position, record in enumerate(records)
@@ -333,15 +326,12 @@ def similarity_maps_at(
     Args:
         sample: "file_name" and "image" (3, H, W) uint8 in the models' channel order.
         point: (x, y) in pixels of the image.
-        models: at least one, in eval mode, with ``mask_features``.
+        models: at least one, in eval mode.
 
-    Returns:
-        cosines between the point and the grid's cells with content, (rows, columns) float32, of
-        SAM's tokens (SAM) and of each model by name; number of (rows, columns) of the content.
+    Returns cosines between the point and the grid's cells with content, (rows, columns) float32, of
+    SAM's tokens (SAM) and of each model by name; number of (rows, columns) of the content.
 
-    Raises:
-        InputError: the point is outside the image.
-        ConfigError: a model has no ``mask_features``.
+    InputError: the point is outside the image. ConfigError: a model has no ``mask_features``.
     """
     height, width = sample["image"].shape[-2:]
     x, y = point
@@ -392,7 +382,7 @@ def similarity_panels(
         colored = [heat_map(grid, image.shape[:2], scale, cells) for grid in grids.values()]
         place = [(value + 0.5) * factor for value in point]
         rows.append([mark_point(picture, place) for picture in (image, *colored)])
-    return Panels(["image", SAM, *models], rows, scale=scale, caption=f"{POINT_CAPTION}.")
+    return Panels(["image", SAM, *models], rows, scale=scale, caption=POINT_CAPTION)
 
 
 def point_of(sample: Sample) -> tuple[float, float]:
@@ -419,11 +409,10 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
 
 
 class FiguresHook(HookBase):
-    """Draws the same figures of the same images every ``period`` iterations.
+    """Draws the same figures of the same images every ``period`` iterations, in the main process.
 
-    Each is written to ``folder/NAME_ITERATION.png`` and to TensorBoard as figures/NAME; figures
-    that do not depend on the models only once. If a figure cannot be drawn, training continues
-    without it. For the main process only.
+    Each is written to ``folder/NAME_ITERATION.png`` and to TensorBoard as figures/NAME, those of
+    WITHOUT_MODEL once. Training continues without a figure that cannot be drawn.
     """
 
     def __init__(self, figures: FigureSet, names: Sequence[str], period: int, folder: str) -> None:

@@ -31,9 +31,7 @@ def load_model(cfg: CfgNode, weights: str, branch: str) -> tuple[nn.Module, str 
     """Load the ``branch`` "student" or "teacher" of a checkpoint of either stage, in eval mode.
 
     Returns the model, and which of the two it is according to the file; None: it has one model.
-
-    Raises:
-        WeightsError: the file is missing, damaged or of another model.
+    WeightsError: the file is missing, damaged or of another model.
     """
     model = build_model(stage_config(cfg, "student"))  # without distillation
     checkpointer = S4MCheckpointer(model)
@@ -47,11 +45,8 @@ def class_names(cfg: CfgNode, file_name: str = "") -> list[str]:
 
     From the file (one name per line, in the order of the class ids), else from the run on own data,
     which stored them in its OUTPUT_DIR, else from the metadata of the first of DATASETS.TEST, else
-    "class 0", "class 1", ...
-
-    Raises:
-        ConfigError: the number is not MODEL.SEM_SEG_HEAD.NUM_CLASSES.
-        DatasetError: the file, or the stored files of the run, cannot be read.
+    "class 0", "class 1", ... ConfigError: the number is not MODEL.SEM_SEG_HEAD.NUM_CLASSES.
+    DatasetError: the file, or the stored files of the run, cannot be read.
     """
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     origin = folder = os.path.join(cfg.OUTPUT_DIR, own_data.FOLDER)
@@ -105,9 +100,7 @@ class Labeler(nn.Module):
 
     @torch.no_grad()
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Instances]]:
-        """As a Detectron2 model: samples with "image" (3, h, w), "height" and "width" or without.
-
-        Returns dicts with "instances" of (height, width), none empty: ``pred_masks`` bool,
+        """As of a Detectron2 model; the "instances", none empty, have ``pred_masks`` bool,
         ``pred_boxes``, ``scores``, ``pred_classes`` and ``sam_ious`` (nan: the mask is not SAM's).
         """
         _, refinement = self.labeling.label([dict(sample) for sample in batched_inputs])

@@ -87,8 +87,7 @@ def check_model(model: nn.Module) -> None:
 def check_predictions(
     predictions: Any, image_sizes: Sequence[tuple[int, int]], model: Any, num_classes: int
 ) -> None:
-    """Refuse what ``model`` predicted, by InputError, unless it is :class:`QueryPredictions` of
-    images of these sizes (H, W)."""
+    """InputError unless ``predictions`` are :class:`QueryPredictions` of images of sizes (H, W)."""
     for problem in _problems(predictions, image_sizes, num_classes):
         raise InputError(f"{type(model).__name__}.predict_queries: {problem}. {_WHERE}.")
 

@@ -52,8 +52,7 @@ class PseudoLabeling:
         teacher: its model must be :class:`~s4m_d2.engine.labeling.protocol.S4MTrainable`.
         refiner: a refiner of REFINER_REGISTRY, or the teacher's own masks.
         arp: None: off.
-        strong_view: ``(images, generators) -> images``, color augmentation of the student's images:
-            :meth:`StrongView.batch <s4m_d2.data.StrongView.batch>`.
+        strong_view: ``(images, generators) -> images``, see :meth:`s4m_d2.data.StrongView.batch`.
         score_thresh, min_area, mask_thresh: see :func:`select_pseudo_labels`.
         num_classes: K, which the teacher's logits must have.
         input_format: "RGB" or "BGR", the channel order of the samples' images.
@@ -149,12 +148,8 @@ class PseudoLabeling:
     def label(self, weak: list[dict], *, learn: bool = False) -> tuple[list[Selection], Refinement]:
         """Select the teacher's predictions on samples' "image", and refine them.
 
-        Args:
-            learn: the class thresholds, if there are any, follow these predictions; in training,
-                in all processes together.
-
-        Raises:
-            InputError: the teacher's predictions do not satisfy the protocol.
+        ``learn``: the class thresholds follow these predictions; in training, in all processes
+        together. InputError: the teacher's predictions do not satisfy the protocol.
         """
         teacher: Any = self.teacher.model
         device = next(teacher.parameters()).device if self.precision != AMP else None
@@ -197,16 +192,14 @@ class PseudoLabeling:
 
         ``selections``, which were refined, and ``refinement`` have the same rows.
         """
-        labels = refinement.labels
+        pairs = list(zip(refinement.labels, selections, strict=True))
         drops_duplicates = min(self.duplicate_iou, self.duplicate_overlap) < 1.0
         if self.label_weight or self.mask_quality_thresh > 0 or drops_duplicates:
             thresh = logit(self.selection["mask_thresh"])
-            pairs = zip(labels, selections, strict=True)
-            labels = [replace(its, quality=mask_quality(s, its, thresh)) for its, s in pairs]
+            pairs = [(replace(x, quality=mask_quality(s, x, thresh)), s) for x, s in pairs]
         if self.pixel_weight:
-            pairs = zip(labels, selections, strict=True)
-            labels = [replace(its, doubts=teacher_doubts(s, its.image_size)) for its, s in pairs]
-        labels = drop_empty(labels)
+            pairs = [(replace(x, doubts=teacher_doubts(s, x.image_size)), s) for x, s in pairs]
+        labels = drop_empty([of_image for of_image, _ in pairs])
         count = sum(map(len, labels))
         if self.mask_quality_thresh > 0:  # first: else it could replace a better duplicate
             labels = drop_low_quality(labels, self.mask_quality_thresh)

@@ -18,8 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
 from s4m_d2.data import TrueLabelsMapper
-from s4m_d2.data.annotations import targets
-from s4m_d2.data.splits import has_true_labels, photograph, true_records
+from s4m_d2.data.splits import has_true_labels, true_records
 from s4m_d2.engine.checks.findings import Finding
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import sample_seeds, undisturbed_generators
@@ -27,7 +26,7 @@ from s4m_d2.engine.stages import runs_stage
 from s4m_d2.engine.training.build import labeled_names
 from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
-from s4m_d2.evaluation.pseudo_label_quality import PseudoLabelQuality
+from s4m_d2.evaluation import PseudoLabelQuality
 from s4m_d2.files import remove_lines
 from s4m_d2.report.run import MEASURES
 from s4m_d2.semi.refinement import Refinement, TeacherMasks, logit, teacher_masks
@@ -37,9 +36,6 @@ logger = logging.getLogger(__name__)
 
 BEFORE, AFTER = "before", "after"  # refinement
 RECORDS = "pseudo_label_quality.jsonl"  # in the stage's folder
-OFF, WARN, AUTO = GATES = ("off", "warn", "auto")  # values of S4M.REFINE.GATE
-HELD_OUT_SHARE = 0.2  # of the labeled images, for the gate
-_FEWEST_LABELED = 10
 _STREAM = "pseudo-label quality"  # of the prompt points' draws
 
 
@@ -61,8 +57,7 @@ class QualityMeasurement:
 
     The teacher gets each image resized as in a test, instead of a random view. Selection,
     refinement, thresholds and filters (also of unrefined masks) are training's; ARP and the strong
-    view are not used. The prompt points of an image are the same in each measurement, for any
-    number of processes.
+    view are not used. An image's prompt points are always the same, for any number of processes.
 
     Args:
         cfg: config of stage 2.
@@ -89,7 +84,7 @@ class QualityMeasurement:
         """Measure, in all processes together; random states are restored.
 
         Unreadable images are left out, with one warning each. ``progress`` wraps the indices of
-        this process' images. Returns the report of all images in the main process, None in others.
+        this process' images. Returns the main process' report of all images, None in others.
         """
         refines = not isinstance(self.pseudo_labeling.refiner, TeacherMasks)
         names = (BEFORE, AFTER) if refines else (BEFORE,)
@@ -137,9 +132,8 @@ class PseudoLabelQualityHook(HookBase):
     """Measures the pseudo-labels every ``period`` iterations, beside the training.
 
     Logs ``pseudo_label_quality/before/...`` and ``.../after/...`` and adds a line of JSON, with
-    tables by class and by size, to the file ``path``. The training is the same as without. A
-    continued run replaces the lines that it repeats. ``context`` makes what is around each
-    measurement, for one that a signal may end.
+    tables by class and by size, to the file ``path``. A continued run replaces the lines that it
+    repeats. ``context`` makes the context of a measurement, which a signal may end.
     """
 
     def __init__(
@@ -163,12 +157,13 @@ class PseudoLabelQualityHook(HookBase):
             report = self.measurement()
         if report is None:
             return
-        for step, quality in report.steps.items():
-            for name, value in quality.overall().items():
-                if name in MEASURES and value is not None:
-                    get_event_storage().put_scalar(
-                        f"pseudo_label_quality/{step}/{name}", value, smoothing_hint=False
-                    )
+        scalars = {
+            f"pseudo_label_quality/{step}/{name}": value
+            for step, quality in report.steps.items()
+            for name, value in quality.overall().items()
+            if name in MEASURES and value is not None
+        }
+        get_event_storage().put_scalars(**scalars, smoothing_hint=False)
         line = json.dumps({"iteration": self.trainer.iter, **report.as_dict()})
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -188,45 +183,8 @@ def quality_datasets(cfg: CfgNode) -> tuple[str, ...]:
 
 def quality_records(cfg: CfgNode) -> list[dict]:
     """The images to measure on, none of them of DATASETS.TRAIN; DatasetError: there are none."""
-    trained_on = {record["file_name"] for record in labeled_records(cfg)}
-    most = cfg.S4M.QUALITY.MAX_IMAGES
-    return true_records(quality_datasets(cfg), most, trained_on)
-
-
-def labeled_records(cfg: CfgNode) -> list[dict]:
-    """The images whose labels training reads, in a fixed order; DatasetError: unreadable ones."""
-    return true_records(labeled_names(cfg))
-
-
-def held_out_records(cfg: CfgNode) -> list[dict]:
-    """The labeled images that stage 1 leaves to the gate, a fifth; none where the gate is off, the
-    teacher is another run's, or fewer than ten images are labeled."""
-    on = cfg.S4M.REFINE.ENABLED and cfg.S4M.REFINE.GATE != OFF
-    if not (on and runs_stage(cfg, "teacher") and runs_stage(cfg, "student")):
-        return []
-    records = labeled_records(cfg)
-    return _share(records) if len(records) >= _FEWEST_LABELED else []
-
-
-def _share(records: list[dict]) -> list[dict]:
-    """The first fifth of the images, with all copies of its last photograph."""
-    names = [photograph(record["file_name"]) for record in records]
-    count = max(1, round(HELD_OUT_SHARE * len(names)))
-    whole = len(names) - names[::-1].index(names[count - 1])  # copies are in a row
-    return records[: whole if whole < len(names) else count]
-
-
-def split_labeled(cfg: CfgNode) -> tuple[list[dict], list[dict]]:
-    """Records, without crowds, of labeled images with instances: those to adapt SAM on, and a fifth
-    that is held out, the gate's if it has one."""
-    records = labeled_records(cfg)
-    names = {record["file_name"] for record in _share(records)}
-    parts: tuple[list[dict], list[dict]] = ([], [])
-    for record in records:
-        if annotations := targets(record):
-            part = parts[record["file_name"] in names]
-            part.append({**record, "annotations": annotations})
-    return parts
+    trained_on = {record["file_name"] for record in true_records(labeled_names(cfg))}
+    return true_records(quality_datasets(cfg), cfg.S4M.QUALITY.MAX_IMAGES, trained_on)
 
 
 def quality_class_names(cfg: CfgNode, datasets: Sequence[str]) -> list[str]:

@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 _EMBEDDINGS = (
     "absolute_pos_embed cls_token dist_token pos_embed reg_token relative_position_bias_table"
 ).split()
-SAMPLER_SEED_BITS = 31  # Detectron2's samplers take a seed that fits a C int
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -61,23 +60,19 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
     for module_name, module in model.named_modules():
         in_backbone = "backbone" in module_name.split(".")
         rate = solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if in_backbone else 1.0)
+        is_norm = any("norm" in cls.__name__.lower() for cls in type(module).__mro__)  # timm's too
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
             decay = 0.0 if name in _EMBEDDINGS else solver.WEIGHT_DECAY
-            decay = solver.WEIGHT_DECAY_NORM if _is_norm(module) else decay
+            decay = solver.WEIGHT_DECAY_NORM if is_norm else decay
             decay = solver.WEIGHT_DECAY_EMBED if isinstance(module, nn.Embedding) else decay
             groups.setdefault((rate, decay), []).append(parameter)
     return [
         {"params": parameters, "lr": rate, "weight_decay": decay}
         for (rate, decay), parameters in groups.items()
     ]
-
-
-def _is_norm(module: nn.Module) -> bool:
-    """True if a module is a norm, by its classes' names, as timm has its own norms."""
-    return any("norm" in cls.__name__.lower() for cls in type(module).__mro__)
 
 
 def labeled_names(cfg: CfgNode) -> tuple[str, ...]:
@@ -122,7 +117,7 @@ def _stream(
     total_batch: int,
     start_iter: int,
 ) -> Iterable[list[dict]]:
-    seed = derive_seed(cfg.SEED, stream, "order") % 2**SAMPLER_SEED_BITS
+    seed = derive_seed(cfg.SEED, stream, "order") % 2**31  # Detectron2's samplers take a C int
     order: Any = TrainingSampler(len(records), seed=seed)
     if sampler == "RepeatFactorTrainingSampler":
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 COUNT = "pseudo_labels/per_image"
 STREAMS = ("labeled", "unlabeled")
-MAX_RECORDS = 100  # the latest files of skipped steps, which are kept
+MAX_RECORDS = 100  # files of skipped steps that are kept, the latest
 MAX_NAMES = 8  # file names or parameters in a message; records list all
 
 PERIOD = 20  # iterations between lines of metrics.json, and in a median of it (Detectron2)
@@ -68,7 +68,6 @@ class BadSteps(HookBase):
         self.total += 1
         values = {name: loss.item() for name, loss in losses.items()}
         streams = zip(STREAMS, batch if isinstance(batch, tuple) else (batch,), strict=False)
-        gradients = {name: parameter.grad for name, parameter in step.model.named_parameters()}
         found = {
             "rank": comm.get_rank(),
             "files": {
@@ -79,8 +78,8 @@ class BadSteps(HookBase):
             "learning_rate": max(group["lr"] for group in step.optimizer.param_groups),
             "gradients": [
                 name
-                for name, gradient in gradients.items()
-                if gradient is not None and not gradient.norm().isfinite()
+                for name, p in step.model.named_parameters()
+                if p.grad is not None and not p.grad.norm().isfinite()
             ],
         }
         self._report(step.iter, comm.all_gather(found))
@@ -119,10 +118,10 @@ class BadSteps(HookBase):
 
 
 def _reason(processes: Iterable[Mapping[str, Any]]) -> str:
-    for process in processes:
-        for name, value in process["losses"].items():
-            if isinstance(value, str):
-                return f"the loss '{name}' is {value}"
+    losses = [loss for process in processes for loss in process["losses"].items()]
+    for name, value in losses:
+        if isinstance(value, str):
+            return f"the loss '{name}' is {value}"
     gradients = dict.fromkeys(name for process in processes for name in process["gradients"])
     return f"gradients are not finite ({first_names(list(gradients), MAX_NAMES)})"
 
@@ -178,11 +177,8 @@ class PseudoLabelCountHook(HookBase):
     """Warns if the teacher gives unusually few or many pseudo-labels.
 
     The main process warns when the mean of the last SMOOTHING logged ``pseudo_labels/per_image``
-    has been outside the band for ``iterations`` in a row, and again only after it has returned.
-
-    Args:
-        band: smallest and largest usual number of pseudo-labels per image.
-        iterations: number of iterations outside before a warning; 0: no warning.
+    has been outside ``band`` (lowest, highest) for ``iterations`` in a row (0: never), and again
+    only after it has returned.
     """
 
     SMOOTHING = 20  # no more than a resumed run logs again (UnwrittenMetricsHook)
@@ -215,27 +211,12 @@ class PseudoLabelCountHook(HookBase):
         self.outside = state_dict["outside"]
 
 
-class SeedHook(HookBase):
-    """Seeds the default generators in each iteration, on every process, for exact resuming.
-
-    Other libraries' layers (dropout) and users' components draw from them.
-    """
-
-    def __init__(self, seed: int, rank: int) -> None:
-        self.seed, self.rank = seed, rank
-
-    def before_step(self) -> None:
-        rng.seed_default_generators(
-            rng.derive_seed(self.seed, "iteration", self.trainer.iter, self.rank)
-        )
-
-
 class BufferSyncHook(HookBase):
-    """Broadcasts the first process' buffers to all processes after each step.
+    """Broadcasts the first process' buffers to all processes after each step, before hooks that use
+    the model (without DDP wrapper).
 
-    Detectron2's trainers disable this in DDP. With the running averages of a plain BatchNorm, which
-    depend on the images of one process, the EMA teachers would differ between processes. Register
-    it before hooks that save, average or evaluate the model (without DDP wrapper).
+    Detectron2 disables this in DDP. A plain BatchNorm's running averages depend on the images of
+    one process, so that the EMA teachers would differ.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -264,13 +245,11 @@ class FinishedEvalHook(EvalHook):
 
 def run_settings(cfg: CfgNode, processes: int, *, has_teacher: bool) -> dict[str, Any]:
     """Settings that determine a stage's training, by config key; ``processes`` share a batch."""
-    settings: dict[str, Any] = {PROCESSES: processes}
-    for name in (*_OF_BOTH_STAGES, *(_OF_STAGE_2 if has_teacher else ())):
-        value = functools.reduce(getattr, name.split("."), cfg)
-        settings[name] = tuple(value) if isinstance(value, list | tuple) else value
+    names = _OF_BOTH_STAGES + (_OF_STAGE_2 if has_teacher else ())
+    settings = {name: functools.reduce(getattr, name.split("."), cfg) for name in names}
     if has_teacher:
         settings[_UNLABELED_BATCH] = settings[_UNLABELED_BATCH] or settings[_BATCH]
-    return settings
+    return {PROCESSES: processes, **settings}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
@@ -300,15 +279,16 @@ def continuation_errors(
 
 
 class RunStateHook(HookBase):
-    """Saves the run's settings and random states in checkpoints, and compares them on resume.
+    """Makes resuming exact: seeds each iteration, saves settings and random states, compares them.
 
+    The default generators, from which other libraries' layers (dropout) and users' components draw,
+    are seeded in each iteration, on every process; their states matter only before the first.
     Positions in the streams of images and in the burn-in follow from the iteration and the settings
-    (:func:`run_settings`); changed settings give warnings. The default generators are seeded in
-    each iteration (:class:`SeedHook`); their states matter only before the first.
+    (:func:`run_settings`), of which changed ones give warnings.
     """
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.settings = dict(settings)
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
         self._restored: Mapping[str, Any] | None = None
 
     def check(self, finished: int) -> None:
@@ -326,8 +306,12 @@ class RunStateHook(HookBase):
                 self.trainer.start_iter,
             )
 
+    def before_step(self) -> None:
+        keys = self.settings["SEED"], "iteration", self.trainer.iter, comm.get_rank()
+        rng.seed_default_generators(rng.derive_seed(*keys))
+
     def state_dict(self) -> dict[str, Any]:
-        return {"settings": dict(self.settings), "random": rng.default_generator_states()}
+        return {"settings": self.settings, "random": rng.default_generator_states()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self._restored = state_dict
@@ -373,8 +357,8 @@ class ForgivingWriter(EventWriter):
 class UnwrittenMetricsHook(HookBase):
     """Makes metrics.json of a resumed run equal to that of an uninterrupted one.
 
-    Checkpoints contain the values logged since the last line, except times. A resumed run logs
-    them again, and removes the lines that contain them or were written after the checkpoint.
+    Checkpoints contain the values logged since the last line, except times. A resumed run logs them
+    again, and removes lines that contain them or are newer than the checkpoint.
     """
 
     def __init__(self, path: str) -> None:
@@ -388,16 +372,17 @@ class UnwrittenMetricsHook(HookBase):
             for value, iteration in values:
                 self.trainer.storage.put_scalar(name, value, hint, iteration)
         start = self.trainer.start_iter
-        remove_lines(self.path, _unwritten(start - 1) if self._restored else start)
+        remove_lines(self.path, (start - 1) // PERIOD * PERIOD if self._restored else start)
 
     def state_dict(self) -> dict[str, Any]:
         storage = getattr(self.trainer, "storage", None)
         if storage is None:  # no training since the state was loaded
             return dict(self._restored)
         state = {}
+        first = self.trainer.iter // PERIOD * PERIOD  # that is in no line yet
         for name, history in storage.histories().items():
             _, iteration = history.values()[-1]
-            if iteration >= _unwritten(self.trainer.iter) and name not in _TIMES:
+            if iteration >= first and name not in _TIMES:
                 smoothed = storage._smoothing_hints[name]
                 count = storage.count_samples(name, PERIOD) if smoothed else 1
                 state[name] = smoothed, history.values()[-count:]
@@ -405,8 +390,3 @@ class UnwrittenMetricsHook(HookBase):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self._restored = state_dict
-
-
-def _unwritten(iteration: int) -> int:
-    """First iteration that is in no line yet when a checkpoint of ``iteration`` is saved."""
-    return iteration // PERIOD * PERIOD

@@ -26,9 +26,7 @@ STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)
 )
 _SAME_KEY = 1.0  # s; another SIGINT within it is the same Ctrl-C, passed on by a launcher
-#: Exit status of a stopped run: "temporary failure, try again" of sysexits.h. Not 0, so that
-#: commands that follow a training do not start.
-EXIT_STOPPED = 75
+EXIT_STOPPED = 75  #: exit status: EX_TEMPFAIL; not 0, so that no command that follows starts
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +88,7 @@ def listen(*, pass_on: bool = False) -> dict[int, Any]:
 class StopHook(HookBase):
     """Saves and ends the run after the iteration in which one of its processes got a stop signal.
 
-    Register it after the hooks that have state and save, and before evaluation. Needs
-    :func:`listen`.
+    Register it after hooks that have state or save, before evaluation. Needs :func:`listen`.
     """
 
     def __init__(self, checkpointer: S4MCheckpointer) -> None:

@@ -27,7 +27,13 @@ from s4m_d2.engine import stages
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.figures.figure_set import figure_hooks
 from s4m_d2.engine.labeling import quality
-from s4m_d2.engine.labeling.gate import RESULT, Decision, apply_decision, compare_refinement
+from s4m_d2.engine.labeling.gate import (
+    RESULT,
+    Decision,
+    apply_decision,
+    compare_refinement,
+    held_out_records,
+)
 from s4m_d2.engine.labeling.protocol import check_model
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.own_data.own_data import class_lists
@@ -97,7 +103,6 @@ class TeacherTrainer(DefaultTrainer):
         return [
             self._run_state,
             hooks.UnwrittenMetricsHook(os.path.join(self.cfg.OUTPUT_DIR, stages.METRICS)),
-            hooks.SeedHook(self.cfg.SEED, comm.get_rank()),
             hooks.BufferSyncHook(self.trained_model),
             self.bad_steps,
             *found,
@@ -188,7 +193,7 @@ class TeacherTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0):
-        return build.build_labeled_loader(cfg, start_iter, quality.held_out_records(cfg))
+        return build.build_labeled_loader(cfg, start_iter, held_out_records(cfg))
 
     build_optimizer = staticmethod(build.build_optimizer)  # type: ignore[assignment]
     build_lr_scheduler = staticmethod(build_lr_scheduler)  # type: ignore[assignment]
