@@ -16,7 +16,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.errors import ConfigError
-from s4m_d2.report.run import CONFIG, FACTS
+from s4m_d2.report.run import CONFIG, FACTS, nested_items
 
 _UNKNOWN_KEY = re.compile(r"Non-existent (?:config )?key: ([\w.]+)")
 _MISMATCH = re.compile(
@@ -191,9 +191,6 @@ def _suggest(cfg: CfgNode, key: str) -> str:
     return f" Did you mean {known[found[0]]}?" if found else " Choose one of s4m_d2/config.py."
 
 
-def config_items(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def config_items(node: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Dotted keys of a config, those of sections too, with their values."""
-    for key, value in node.items():
-        yield f"{prefix}{key}", value
-        if isinstance(value, dict):
-            yield from config_items(value, f"{prefix}{key}.")
+    return ((".".join(path), value) for path, value in nested_items(node))

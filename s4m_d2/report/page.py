@@ -7,6 +7,7 @@ import io
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import jinja2
@@ -29,16 +30,11 @@ from s4m_d2.report.run import (
     finite,
 )
 
-REPORT = "report.html"  # in OUTPUT_DIR
 OF_AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 FIRST, STUDENT, TUNED = MODELS.values()
 CLASS = "AP-"  # before a class's name
-_MINUTE = 60
 
 Models = Mapping[str, Mapping[str, float | None]]
-WIDTH, HEIGHT = 460, 240  # of the picture, in its own units
-PLOT = (0.125, 0.175, 0.845, 0.67)  # left, bottom, width, height, as shares of it
-MOST_DOTS = 60  # points; a longer curve is drawn without dots
 # Okabe and Ito's colors, which are distinguishable with color blindness; the page's style sheet
 # names them c0 to c5.
 CURVES = ("#0072b2", "#d55e00", "#00916a", "#b0578d", "#b07d00", "#6b7280")
@@ -102,7 +98,7 @@ _MOSTLY_ZERO = ("share of the queries", _SHARE_KEPT)
 def write_report(folder: str, problem: str = "") -> str:
     """Write the page of a run into its folder (arguments as of :class:`Run`); returns its path."""
     page = render_page(Run(folder, problem))
-    path = os.path.join(folder, REPORT)
+    path = os.path.join(folder, "report.html")
     with atomic_write(path, "wb") as file:
         file.write(page.encode("utf-8", "replace"))
     return path
@@ -165,18 +161,6 @@ def signed(change: float) -> str:
     return "0.0" if float(text) == 0 else text.replace("-", "−")
 
 
-def duration(seconds: float) -> str:
-    """Format a duration.
-
-    >>> duration(42), duration(425), duration(93_600)
-    ('42 s', '7 min', '26 h 0 min')
-    """
-    if seconds < 2 * _MINUTE:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / _MINUTE)
-    return f"{minutes} min" if minutes < 2 * _MINUTE else f"{minutes // 60:,} h {minutes % 60} min"
-
-
 def _classes(models: Models) -> Iterator[tuple[str, list[tuple[Any, str]], float | None]]:
     """(class, (AP, bar's width in percent) of each model, gain of the student)."""
     keys = list(dict.fromkeys(k for v in models.values() for k in v if k.startswith(CLASS)))
@@ -205,7 +189,7 @@ def _stage_cards(stage: Stage) -> Iterator[tuple[str, str]]:
     if seconds * stage.done > 0:
         speed = f"{number(1 / seconds, 3)} per second"
         what = f"training of the {stage.model}: {stage.done:,}{whole} iterations, {speed}"
-        yield f"≈ {duration(seconds * stage.done)}", what
+        yield f"≈ {timedelta(seconds=round(seconds * stage.done))}", what
     elif stage.done:
         yield f"{stage.done:,}{whole}", f"iterations of the {stage.model}"
     count = stage.curves["pseudo_labels/per_image"].last
@@ -260,15 +244,15 @@ class Chart(NamedTuple):
         return f"{self.title}, {self.unit}: {'; '.join(said)}"
 
     def figure(self) -> Figure:
-        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
-        axes = figure.add_axes(PLOT)
+        figure = Figure(figsize=(460 / 72, 240 / 72))  # in inches: as many points as page.html's px
+        axes = figure.add_axes((0.125, 0.175, 0.845, 0.67))
         axes.spines[["left", "right", "top"]].set_visible(False)
         for line in self.lines:
             curve, color = line.curve, CURVES[line.color % len(CURVES)]
             x, style = curve.iterations, "--" if line.dashed else "-"
             if (curve.low < curve.high).any():
                 axes.fill_between(x, curve.low, curve.high, color=color, alpha=0.2, linewidth=0)
-            marker = "o" if len(x) <= MOST_DOTS else ""
+            marker = "o" if len(x) <= 60 else ""
             axes.plot(x, curve.mean, color=color, linestyle=style, marker=marker, clip_on=False)
         if self.from_zero:
             axes.axhline(0, color="none")

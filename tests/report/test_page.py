@@ -143,7 +143,9 @@ def test_a_complete_run_has_its_tables_settings_and_curves(tmp_path):
     assert page.row("labeled data") == ["40 images"] and page.row("torch") == ["2.4"]
     for text in ("Loss on pseudo-labels", "Pseudo-labels", "Learning rate"):
         assert text in page.texts
-    assert "800 iterations, 2 per second" in page.text and "≈ 7 min" in page.texts  # half a second
+    assert (
+        "800 iterations, 2 per second" in page.text and "≈ 0:06:40" in page.texts
+    )  # half a second
     legend = [attributes["class"] for tag, attributes in page.tags if tag == "i"]
     assert legend == ["c0", "c1", "c2", "c0", "c1", "c0", "c0", "c0", "c0", "c0", "c0"]
     assert len(images(page, CHART)) == 8
