@@ -27,7 +27,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from s4m_d2.engine.checks.config_checks import check_config
-from s4m_d2.engine.checks.findings import PreflightReport
+from s4m_d2.engine.checks.preflight import PreflightReport
 from s4m_d2.engine.checks.resource_checks import check_output_dir
 from s4m_d2.engine.command import run
 from s4m_d2.engine.command.arguments import add_arguments, check_arguments, read_config

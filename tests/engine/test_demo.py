@@ -17,7 +17,7 @@ from s4m_d2.data.listing import Video
 from s4m_d2.engine import S4MCheckpointer, TeacherTrainer, stage_config
 from s4m_d2.engine.command.arguments import model_config
 from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
-from s4m_d2.engine.own_data.own_data import StoredData, store
+from s4m_d2.engine.own_data import StoredData, store
 from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.visualization import overlay, write_video
 

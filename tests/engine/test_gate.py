@@ -9,7 +9,7 @@ import torch
 from s4m_d2.engine import FineTuneTrainer, PseudoLabeling, S4MTrainer, TeacherTrainer
 from s4m_d2.engine.labeling.gate import apply_decision, compare_refinement
 from s4m_d2.engine.labeling.quality import held_out_records
-from s4m_d2.engine.own_data.own_data import load_run
+from s4m_d2.engine.own_data import load_run
 from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.semi.refinement import TeacherMasks
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from s4m_d2 import __version__
+from s4m_d2.engine import own_data
 from s4m_d2.engine.checkpointing.weight_names import model_weights
 from s4m_d2.engine.command.arguments import read_config
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.figures.predictor import class_names
-from s4m_d2.engine.own_data import own_data
 from s4m_d2.engine.stages import stage_config
 from s4m_d2.engine.training.trainer import TeacherTrainer
 from s4m_d2.errors import DatasetError

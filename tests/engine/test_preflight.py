@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from s4m_d2.engine.checks.config_checks import check_config, config_errors
-from s4m_d2.engine.checks.findings import raise_all
 from s4m_d2.engine.checks.preflight import preflight
 from s4m_d2.engine.checks.resource_checks import sam_finding
-from s4m_d2.errors import ConfigError, DatasetError, S4MError
+from s4m_d2.errors import ConfigError, DatasetError, S4MError, raise_all
 
 from .own_runs import TOYSCAPES, train_net
 from .preflight_cases import config

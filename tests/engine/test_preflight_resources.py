@@ -14,7 +14,7 @@ from torch import nn
 from s4m_d2.engine import S4MCheckpointer, TeacherTrainer, stage_config
 from s4m_d2.engine.checks import resource_checks as checks
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.engine.own_data.derived_settings import activation_bytes
+from s4m_d2.engine.derived_settings import activation_bytes
 from s4m_d2.engine.stages import STAGES
 
 GIB = 1 << 30

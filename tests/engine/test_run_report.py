@@ -11,10 +11,9 @@ from detectron2.utils import comm
 
 from s4m_d2 import __version__
 from s4m_d2.engine import TeacherTrainer, stage_config
-from s4m_d2.engine.checks.findings import Finding
 from s4m_d2.engine.command import run
 from s4m_d2.engine.command.run import draw_final, reported, write_facts
-from s4m_d2.errors import DivergenceError
+from s4m_d2.errors import DivergenceError, Finding
 
 from .conftest import ROOT
 

@@ -7,7 +7,6 @@ from xml.etree import ElementTree
 import numpy as np
 
 from s4m_d2 import errors
-from s4m_d2.engine.checks import findings
 from s4m_d2.report import page
 from s4m_d2.report.page import CURVES, Chart, Line
 from s4m_d2.report.run import Curve
@@ -66,6 +65,6 @@ def test_a_chart_is_the_same_each_time_and_told_in_words():
 
 
 def test_examples():
-    for module in (errors, findings, page):
+    for module in (errors, page):
         result = doctest.testmod(module)
         assert result.attempted > 0 and result.failed == 0

@@ -12,13 +12,12 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_H
 from detectron2.utils import comm
 
 from s4m_d2.data import DATASET_MAPPER_REGISTRY
-from s4m_d2.engine.checks.findings import attempt, raise_all
 from s4m_d2.engine.figures.figure_set import FIGURES
 from s4m_d2.engine.labeling.pseudo_labeling import AMP, AUTO, FIXED, FLOAT32
 from s4m_d2.engine.labeling.quality import GATES, OFF
 from s4m_d2.engine.stages import runs_stage
 from s4m_d2.engine.training.step import PRECISIONS
-from s4m_d2.errors import ConfigError, S4MError
+from s4m_d2.errors import ConfigError, S4MError, attempt, raise_all
 from s4m_d2.semi import ARP
 from s4m_d2.semi.refinement import AUTO_PROMPT, PROMPTS
 

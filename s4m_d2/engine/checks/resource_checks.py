@@ -17,12 +17,11 @@ from torch import nn
 
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer, holds_run
 from s4m_d2.engine.checkpointing.weight_names import ClassLists
-from s4m_d2.engine.checks.findings import Finding, attempt, in_units, raise_all
+from s4m_d2.engine.derived_settings import activation_bytes
 from s4m_d2.engine.labeling.protocol import check_model
-from s4m_d2.engine.own_data.derived_settings import activation_bytes
-from s4m_d2.engine.own_data.own_data import class_lists
+from s4m_d2.engine.own_data import class_lists
 from s4m_d2.engine.stages import STAGES, final_weights, needs_sam, runs_stage, stage_config
-from s4m_d2.errors import ConfigError, S4MError
+from s4m_d2.errors import ConfigError, Finding, S4MError, attempt, raise_all
 from s4m_d2.losses.structural_distillation import build_distillation
 from s4m_d2.sam import SamBackend, build_sam_backend
 from s4m_d2.semi import build_refiner
@@ -67,6 +66,12 @@ def _without_values(cfg: CfgNode, build: Callable[[CfgNode], _Built]) -> _Built:
         except RuntimeError:
             cfg.MODEL.DEVICE = "cpu"
             return build(cfg)
+
+
+def in_units(size: float) -> str:
+    """Format bytes in powers of 1024, such as 1.5 KiB."""
+    power = min(max(int(size).bit_length() - 1, 0) // 10, 4)
+    return f"{size / 1024**power:.1f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
 def bytes_of(module: nn.Module, *, trainable: bool = False) -> int:

@@ -14,11 +14,11 @@ from detectron2.utils import comm
 from torch import nn
 
 from s4m_d2.engine.checkpointing.checkpoint import holds_run
-from s4m_d2.engine.checks.findings import attempt
 from s4m_d2.engine.labeling import quality, sam_quality
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.labeling.quality import AUTO, BEFORE, OFF
 from s4m_d2.engine.stages import STAGES, needs_sam, run_folder
+from s4m_d2.errors import attempt
 from s4m_d2.report import read_results, stored_results, write_results
 from s4m_d2.sam import SamBackend
 from s4m_d2.semi.ema_teacher import EMATeacher

@@ -21,13 +21,12 @@ from torch import Tensor
 from s4m_d2.data.annotations import targets
 from s4m_d2.data.images import read_image
 from s4m_d2.data.segmentations import transform_masks
-from s4m_d2.engine.checks.findings import Finding, attempt
 from s4m_d2.engine.checks.resource_checks import sam_bytes
 from s4m_d2.engine.labeling.quality import quality_class_names, split_labeled
 from s4m_d2.engine.rng import derive_seed, undisturbed_generators
 from s4m_d2.engine.stages import STAGES, needs_sam
 from s4m_d2.engine.training.build import labeled_names
-from s4m_d2.errors import DatasetError
+from s4m_d2.errors import DatasetError, Finding, attempt
 from s4m_d2.files import atomic_write
 from s4m_d2.report import read_results, write_results
 from s4m_d2.report.run import CONFIG
