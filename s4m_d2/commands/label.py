@@ -50,7 +50,6 @@ from s4m_d2.formats import FORMATS
 from s4m_d2.report import read_results, write_results
 from s4m_d2.structures import as_rles, plain_rle
 
-ONE_INSTANCE = "0.7"  # IoU above which two labels are of one instance
 SETTINGS = ".label.json"  # of OUT: with what it was labeled; LabelMe's files have no such names
 
 
@@ -79,7 +78,7 @@ def label(args: argparse.Namespace, overrides: list[str]) -> int:
     """Label what is not labeled yet; alone, also write the format."""
     args.weights = last_weights(args.weights)
     score = [] if args.score is None else ["S4M.PSEUDO_LABEL.SCORE_THRESH", str(args.score)]
-    once = ["S4M.PSEUDO_LABEL.DUPLICATE_IOU", ONE_INSTANCE]  # one label an instance, to correct
+    once = ["S4M.PSEUDO_LABEL.DUPLICATE_IOU", "0.7"]  # one label per instance, to correct
     cfg = model_config(args.config_file, args.weights, [*once, *overrides, *score])
     names = class_names(cfg, args.class_names)
     written = os.path.join(os.path.realpath(args.output), "")  # also pictures of s4m-review

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -42,11 +41,9 @@ from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
 from s4m_d2.engine.stages import last_weights
 from s4m_d2.errors import ConfigError, DatasetError
-from s4m_d2.files import atomic_write
+from s4m_d2.files import write_json
 from s4m_d2.structures import as_rles, plain_rle
 from s4m_d2.visualization import overlay, write_png, write_video
-
-OVERLAYS, RESULTS, IMAGES = "overlays", "predictions.json", "images.json"
 
 
 @exit_status
@@ -74,11 +71,10 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     for key, value in (("SIZE", args.tile), ("OVERLAP", args.overlap)):
         overrides += [] if value is None else [f"INPUT.TILE.{key}", str(value)]
     cfg = model_config(args.config_file, args.weights, overrides)
-    results = os.path.join(args.output, RESULTS)
+    results, overlays = (os.path.join(args.output, x) for x in ("predictions.json", "overlays"))
     if os.path.exists(results) and not args.force:
         raise ConfigError(f"The output '{results}' exists. Add --force to replace it.")
     names = class_names(cfg, args.class_names)
-    overlays = os.path.join(args.output, OVERLAYS)
     media, problems = find_media(args.input, exclude=overlays)
     model, _ = load_model(cfg, args.weights, args.model)
     predict, outputs, ids = Predictor(cfg, model), output_names(media), category_ids(cfg)
@@ -99,9 +95,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
         except DatasetError as error:
             problems[path] = str(error)
     content = {"info": {}, "images": images, "categories": categories, "annotations": []}
-    for file_name, written in ((IMAGES, content), (RESULTS, found)):
-        with atomic_write(os.path.join(args.output, file_name)) as file:
-            json.dump(written, file)
+    write_json(os.path.join(args.output, "images.json"), content)
+    write_json(results, found)
     print(f"{len(images):,} images, {len(found):,} instances: {args.output}")
     return print_problems(problems, "cannot be used")
 
