@@ -19,7 +19,7 @@ from s4m_d2.data.annotations import Annotations, Findings, read_annotations, tar
 from s4m_d2.data.listing import copies, list_unlabeled
 from s4m_d2.data.merging import merge_annotations
 from s4m_d2.data.subsets import draw_validation, photograph
-from s4m_d2.engine.config_file import explicit_keys, load_config, place_run
+from s4m_d2.engine.config_file import explicit_keys, load_config
 from s4m_d2.engine.derived_settings import DataFacts, Derived, Machine, data_facts, derive
 from s4m_d2.engine.stages import run_config, run_folder, runs_stage
 from s4m_d2.errors import ConfigError, DatasetError, Finding, S4MError, raise_all
@@ -180,7 +180,6 @@ def load_run(
     """
     cfg, explicit = load_config(config_file, opts), explicit_keys(config_file, opts)
     cfg.defrost()
-    place_run(cfg, config_file, opts)
     cfg.S4M.ARP.GATED &= "S4M.ARP.ENABLED" not in explicit or "S4M.ARP.GATED" in explicit
     if not any(getattr(cfg.S4M.DATA, key) for key in _PATHS):
         return run_config(cfg), None

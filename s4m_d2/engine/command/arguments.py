@@ -12,7 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.engine.checks.config_checks import value_errors
-from s4m_d2.engine.config_file import load_config, place_run
+from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.own_data import OwnData, load_run
 from s4m_d2.engine.stages import last_weights, run_config, run_folder
 from s4m_d2.errors import ConfigError, printable, raise_all
@@ -105,10 +105,7 @@ def model_config(config_file: str | None, weights: str, overrides: Sequence[str]
             f"The weights '{weights}' are not in OUTPUT_DIR/stage/ of a run: no '{found}'. Give "
             "its config as --config-file."
         )
-    cfg = load_config(found, overrides)
-    cfg.defrost()
-    place_run(cfg, found, overrides)
-    cfg = run_config(cfg)
+    cfg = run_config(load_config(found, overrides))
     raise_all(value_errors(cfg))
     return cfg
 
