@@ -22,11 +22,9 @@ def test_a_sound_config_passes():
 WRONG = [
     ("S4M.PSEUDO_LABEL.MASK_THRESH", -0.1),
     ("S4M.PSEUDO_LABEL.SCORE_THRESH", "1e999"),
-    ("S4M.EMA_DECAY", 1.0),
-    ("S4M.REFINE.SEPL.O_S_THRESH", 2.0),
     ("S4M.REFINE.SEPL.O_P_THRESH", float("nan")),
+    ("S4M.EMA_DECAY", 1.0),
     ("S4M.REFINE.SEPL.POINTS_PER_SIDE", 0),
-    ("S4M.REFINE.SEPL.MIN_MASK_REGION_AREA", -1),
     ("S4M.AMP_PRECISION", "fp8"),
     ("S4M.PSEUDO_LABEL.COUNT_BAND", (5.0, 1.0)),
     ("S4M.MAX_BAD_STEPS", -1),
@@ -42,14 +40,10 @@ WRONG = [
     ("S4M.FIGURES.WHAT", "('labels',)"),
     ("SOLVER.IMS_PER_BATCH", -2),
     ("S4M.UNLABELED_IMS_PER_BATCH", 5),
-    ("S4M.TEACHER.IMS_PER_BATCH", 7),
     ("S4M.UNLABELED_MAPPER", "Mapper"),
-    ("S4M.UNLABELED_SAMPLER", "Random"),
     ("MODEL.META_ARCHITECTURE", "MaskFormer"),
-    ("S4M.EVAL", "all"),
     ("S4M.STAGE", "first"),
     ("S4M.STAGE", "student"),  # without a teacher
-    ("SOLVER.OPTIMIZER", "ADAM"),
     ("INPUT.RANDOM_FLIP", "diagonal"),
     ("INPUT.FORMAT", "L"),
     ("MODEL.DEVICE", "CPU"),
@@ -147,26 +141,17 @@ def test_all_wrong_settings_come_together_and_so_do_data_sets_and_weights(small_
         assert all(word in "".join(map(str, report.errors)) for word in words.split())
 
 
-def test_check_prints_the_report_and_writes_nothing(small_options, tmp_path, capsys):
-    before = sorted(tmp_path.rglob("*"))
-    wrong = {"S4M__SAM__CHECKPOINT": "no_sam.pth", "S4M__TEACHER_WEIGHTS": "no_teacher.pth"}
-    assert train_net("--check", *small_options(S4M__BURN_IN=1, **wrong), config=TOYSCAPES) == 1
-    output = capsys.readouterr().out
-    assert "toyscapes_train_30pct" in output and "1. Error: SAM weights" in output
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_training_with_errors_is_not_started(small_options, tmp_path, capsys):
-    wrong = small_options(S4M__EMA_DECAY=1.0, S4M__STAGE="teacher")
-    assert train_net(*wrong, config=TOYSCAPES) == 1
-    output = capsys.readouterr()
-    assert "S4M.EMA_DECAY" in output.err and not output.out
-    assert not (tmp_path / "run").exists()
-
-
-def test_other_processes_of_a_machine_leave_the_check_to_its_first(
-    small_options, monkeypatch, capsys
+def test_what_is_wrong_is_printed_by_one_process_and_nothing_written(
+    small_options, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert train_net("--check", *small_options(S4M__DISTILL__NAME="none"), config=TOYSCAPES) == 0
-    assert not capsys.readouterr().out
+    before = sorted(tmp_path.rglob("*"))
+    words = small_options(S4M__BURN_IN=1, S4M__SAM__CHECKPOINT="no_sam.pth")
+    assert train_net("--check", *words, config=TOYSCAPES) == 1
+    said = capsys.readouterr().out
+    assert "toyscapes_train_30pct" in said and "1. Error: SAM weights" in said
+    assert train_net(*small_options(S4M__EMA_DECAY=1.0), config=TOYSCAPES) == 1
+    said = capsys.readouterr()
+    assert "S4M.EMA_DECAY" in said.err and not said.out
+    monkeypatch.setenv("LOCAL_RANK", "1")  # another process of the machine
+    assert train_net("--check", *words, config=TOYSCAPES) == 0
+    assert not capsys.readouterr().out and sorted(tmp_path.rglob("*")) == before
