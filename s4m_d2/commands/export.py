@@ -74,8 +74,7 @@ def export(args: argparse.Namespace) -> str:
         _write(state, file, Path(args.output).suffix)
     whose = f"the {args.model}" if found else "the only model"
     at = f" after iteration {content['iteration']}" if "iteration" in content else ""
-    numbers = sum(tensor.numel() for tensor in state.values())
-    return f"{len(state)} tensors ({numbers:,} numbers) of {whose} in {args.checkpoint}{at}"
+    return f"{len(state)} tensors of {whose} in {args.checkpoint}{at}"
 
 
 def export_model(args: argparse.Namespace) -> str:

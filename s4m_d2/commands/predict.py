@@ -163,14 +163,12 @@ def find_media(inputs: Sequence[str], exclude: str) -> tuple[dict[str, str], dic
 def output_names(media: Mapping[str, str]) -> dict[str, str]:
     """A path without suffix for each file, below the folder of overlays, no two the same."""
     names: dict[str, str] = {}
-    taken: set[str] = set()
+    taken: set[str] = set()  # as file systems that ignore case see them
     for path, given in media.items():
-        stem, suffix = os.path.splitext(given)
-        numbered = (f"{stem}_{number}" for number in itertools.count(2))
-        choices = itertools.chain((stem, f"{stem}_{suffix[1:]}"), numbered)
-        name = next(choice for choice in choices if choice.lower() not in taken)
-        taken.add(name.lower())  # as file systems that ignore case see it
-        names[path] = name
+        stem = os.path.splitext(given)[0]
+        choices = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
+        names[path] = next(choice for choice in choices if choice.lower() not in taken)
+        taken.add(names[path].lower())
     return names
 
 

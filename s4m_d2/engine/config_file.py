@@ -6,7 +6,7 @@ import difflib
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -74,7 +74,7 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
         if key.removeprefix("S4M.DATA.") in _PATHS:
             data[key.removeprefix("S4M.DATA.")] = None
         try:
-            cfg.merge_from_list([key, _fitted(value, dict(config_items(cfg)).get(key))])
+            cfg.merge_from_list([key, _fitted(value, config_items(cfg).get(key))])
         except Exception as error:
             raise ConfigError(f"Override '{key} {value}': {_explain(cfg, error)}") from error
     for name in _PATHS:
@@ -109,7 +109,7 @@ def explicit_keys(config_file: str = "", opts: Sequence[str] = ()) -> set[str]:
     """Keys that the user set: in the file or its ``_BASE_``, but this project's for other data, and
     in the overrides (which are valid)."""
     nested = _UsersConfig.load_yaml_with_base(config_path(config_file)) if config_file else {}
-    return {*dict(config_items(nested)), *opts[::2]}
+    return {*config_items(nested), *opts[::2]}
 
 
 def _names() -> list[str]:
@@ -175,7 +175,7 @@ def _explain(cfg: CfgNode, error: Exception) -> str:
 
 
 def _suggest(cfg: CfgNode, key: str) -> str:
-    known = {name.upper(): name for name, _ in config_items(cfg)}
+    known = {name.upper(): name for name in config_items(cfg)}
     if key in known.values():
         return f" Write it nested: {key.replace('.', ': {')}: VALUE{'}' * key.count('.')}"
     # Most mistakes keep the last word and misplace it, or misspell it in place.
@@ -185,6 +185,6 @@ def _suggest(cfg: CfgNode, key: str) -> str:
     return f" Did you mean {known[found[0]]}?" if found else " Choose one of s4m_d2/config.py."
 
 
-def config_items(node: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Dotted keys of a config, those of sections too, with their values."""
-    return ((".".join(path), value) for path, value in nested_items(node))
+def config_items(node: dict[str, Any]) -> dict[str, Any]:
+    """Values of a config by dotted key, those of sections too."""
+    return {".".join(path): value for path, value in nested_items(node)}

@@ -255,4 +255,4 @@ def test_no_two_files_have_one_overlay():
     names = ["a.jpg", "a.png", "A.bmp", "a.jpg", "b/a.jpg", "a.jpg"]
     media = {f"{index}/{name}": name for index, name in enumerate(names)}
     found = list(predict.output_names(media).values())
-    assert found == ["a", "a_png", "A_bmp", "a_jpg", "b/a", "a_2"]
+    assert found == ["a", "a_2", "A_3", "a_4", "b/a", "a_5"]

@@ -18,16 +18,8 @@ from s4m_d2.data import DATASET_MAPPER_REGISTRY, LabeledDatasetMapper, labeled_d
 from s4m_d2.data.annotations import targets
 from s4m_d2.data.splits import load_records
 from s4m_d2.engine.checkpointing.checkpoint import FINAL_CHECKPOINT, saved_state
+from s4m_d2.engine.checks import resource_checks as resources
 from s4m_d2.engine.checks.config_checks import config_errors
-from s4m_d2.engine.checks.resource_checks import (
-    disk_finding,
-    memory_finding,
-    model_finding,
-    output_dir_errors,
-    sam_finding,
-    stage_memory,
-    weight_findings,
-)
 from s4m_d2.engine.config_file import config_items, load_config
 from s4m_d2.engine.labeling.quality import quality_findings
 from s4m_d2.engine.labeling.sam_quality import WEIGHTS, sam_findings
@@ -101,7 +93,7 @@ def preflight(
     findings += [resume_finding(cfg, stages, num_processes)] if resume else []
     findings.append(_device_finding(cfg, num_processes, num_local))
     where = " and ".join(f"{stage}/" for stage in stages) or "nothing, every stage is finished"
-    refused = list(output_dir_errors(cfg, resume=resume))
+    refused = list(resources.output_dir_errors(cfg, resume=resume))
     findings.append(Finding("output", f"{cfg.OUTPUT_DIR}: {where}", refused))
     if errors:
         return PreflightReport(findings)
@@ -110,15 +102,15 @@ def preflight(
     data_are_right = not any(finding.errors for finding in of_data)
     if data_are_right:
         findings += quality_findings(cfg)
-    model, of_model = model_finding(cfg)
-    sam, of_sam = sam_finding(cfg)
+    model, of_model = resources.model_finding(cfg)
+    sam, of_sam = resources.sam_finding(cfg)
     findings += [of_model, of_sam]
     findings += sam_findings(cfg, sam) if with_sam and data_are_right else []
     if model is not None:
-        findings += weight_findings(cfg, model, stages, resume=resume)
-        needs = {stage: stage_memory(cfg, stage, model, sam, num_processes) for stage in stages}
-        findings.append(disk_finding(cfg, model, stages))
-        findings.append(memory_finding(cfg, needs, num_local))
+        findings += resources.weight_findings(cfg, model, stages, resume=resume)
+        findings.append(resources.disk_finding(cfg, model, stages))
+        needs = {s: resources.stage_memory(cfg, s, model, sam, num_processes) for s in stages}
+        findings.append(resources.memory_finding(cfg, needs, num_local))
     return PreflightReport(findings)
 
 
@@ -187,23 +179,22 @@ def _differing(cfg: CfgNode) -> list[str]:
     before = attempt(load_config, path)[0] if os.path.isfile(path) else None
     if before is None:
         return []
-    old = dict(_leaves(before))
+    old, now = _leaves(before), _leaves(cfg)
     reported = run_settings(cfg, 1, has_teacher=True)
     if os.path.basename(str(old["S4M.SAM.CHECKPOINT"])).startswith(WEIGHTS):  # the run's own
         del old["S4M.SAM.CHECKPOINT"]
     return [
         f"{key} {value!r} (was {old[key]!r})"
-        for key, value in _leaves(cfg)
+        for key, value in now.items()
         if old.get(key, value) != value
         and not key.startswith(_NOT_TRAINED_WITH)
         and key not in reported
     ]
 
 
-def _leaves(cfg: CfgNode) -> Iterator[tuple[str, Any]]:
-    for key, value in config_items(cfg):
-        if not isinstance(value, CfgNode):
-            yield key, list(value) if isinstance(value, tuple) else value
+def _leaves(cfg: CfgNode) -> dict[str, Any]:
+    items = ((key, v) for key, v in config_items(cfg).items() if not isinstance(v, CfgNode))
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in items}
 
 
 def _fixed_length_errors(cfg: CfgNode, stage: str, before: Mapping[str, Any]) -> Iterator[S4MError]:

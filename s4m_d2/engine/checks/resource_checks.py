@@ -27,7 +27,6 @@ from s4m_d2.sam import SamBackend, build_sam_backend
 from s4m_d2.semi import build_refiner
 
 _Built = TypeVar("_Built")
-_OPTIMIZER_COPIES = {"ADAMW": 2, "SGD": 1}  # tensors of a trained parameter's size in its state
 
 
 def model_blueprint(cfg: CfgNode) -> nn.Module:
@@ -162,9 +161,9 @@ def output_dir_errors(cfg: CfgNode, *, resume: bool) -> Iterator[S4MError]:
     """The same, without making anything."""
     parent = existing_parent(cfg.OUTPUT_DIR)
     if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
-        reason = f"'{parent}' is {'not writable' if os.path.isdir(parent) else 'a file'}"
         yield ConfigError(
-            f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' cannot be made: {reason}. Choose another folder."
+            f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' cannot be made: '{parent}' is "
+            f"{'not writable' if os.path.isdir(parent) else 'a file'}. Choose another folder."
         )
     for stage in STAGES:
         folder = stage_config(cfg, stage).OUTPUT_DIR
@@ -188,7 +187,7 @@ def existing_parent(path: str) -> str:
 def checkpoint_bytes(cfg: CfgNode, stage: str, model: nn.Module) -> int:
     """About how many bytes a stage saves: models (two in stage 2) and the optimizer's state."""
     models = 2 if stage == "student" else 1
-    copies = _OPTIMIZER_COPIES[cfg.SOLVER.OPTIMIZER]
+    copies = 2 if cfg.SOLVER.OPTIMIZER == "ADAMW" else 1  # of a trained parameter, in the state
     return models * bytes_of(model) + copies * bytes_of(model, trainable=True)
 
 
@@ -210,9 +209,8 @@ def disk_finding(cfg: CfgNode, model: nn.Module, stages: Sequence[str]) -> Findi
     parts = [f"{counts[stage]} x {in_units(sizes[stage])} ({stage})" for stage in stages]
     text = f"checkpoints {' + '.join(parts) or 'none'}; {in_units(free)} free"
     problem = (
-        f"OUTPUT_DIR '{cfg.OUTPUT_DIR}': the checkpoints still to come have about "
-        f"{in_units(needed)}, and {in_units(free)} are free. Free space, use another disk, raise "
-        "SOLVER.CHECKPOINT_PERIOD or set SOLVER.CHECKPOINT_KEEP."
+        f"OUTPUT_DIR '{cfg.OUTPUT_DIR}': {in_units(free)} are free for {in_units(needed)} of new "
+        "checkpoints. Free space, raise SOLVER.CHECKPOINT_PERIOD or set SOLVER.CHECKPOINT_KEEP."
     )
     if max(sizes.values(), default=0) > free:
         return Finding("disk", text, [ConfigError(f"{problem} Not even one of them fits.")])
