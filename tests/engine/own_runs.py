@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from s4m_d2.commands import train
+from s4m_d2.engine.command.arguments import read_config
 from s4m_d2.engine.training.stop_signals import STOP_SIGNALS
 
 from .conftest import ROOT, SMALL
@@ -82,13 +83,18 @@ def overrides(output: Path, **changes) -> list[str]:
     return [str(word) for item in merged.items() if item[1] is not None for word in item]
 
 
-def parsed(arguments):
+def parsed(config, *arguments):
     """The options as train_net.py parses them."""
-    before, sys.argv = sys.argv, ["train_net.py", *map(str, arguments)]
+    before, sys.argv = sys.argv, ["train_net.py", "--config-file", config, *map(str, arguments)]
     try:
         return train.parse_args()
     finally:
         sys.argv = before
+
+
+def read(*arguments, config: str = CONFIG):
+    """Config and own data, as train_net.py reads them."""
+    return read_config(parsed(config, *arguments))
 
 
 @contextmanager
@@ -112,4 +118,4 @@ def _as_before():
 def train_net(*arguments, config: str = CONFIG) -> int:
     """Run train_net.py with a config; its exit status."""
     with _as_before():
-        return train.start(parsed(["--config-file", config, *arguments]))
+        return train.start(parsed(config, *arguments))

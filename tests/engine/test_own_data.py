@@ -7,13 +7,13 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from s4m_d2.data.images import read_image
-from s4m_d2.engine.command.arguments import read_config
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.labeling.quality import split_labeled
 from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.visualization import write_video
 
-from .own_runs import CONFIG, change_json, copied, make_data, only, overrides, own_options, parsed
+from . import own_runs
+from .own_runs import CONFIG, change_json, copied, make_data, only, overrides, own_options
 
 CLASSES = ["bicycle", "bus", "car", "motorcycle", "person", "rider", "train", "truck"]
 
@@ -34,7 +34,7 @@ def read(tmp_path):
 
     def of(options, config_file=CONFIG, flags=(), **changes):
         words = overrides(tmp_path / "run", **changes)
-        return read_config(parsed(["--config-file", config_file, *options, *flags, *words]))
+        return own_runs.read(*options, *flags, *words, config=config_file)
 
     return of
 

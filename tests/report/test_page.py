@@ -37,10 +37,7 @@ class Page(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.texts: list[str] = []
-        self.rows: list[list[str]] = []
-        self._open: list[str] = []
+        self.tags, self.texts, self.rows, self._open = [], [], [], []
         self.feed(text)
         self.close()
         assert not self._open, self._open
