@@ -119,14 +119,12 @@ def label(args: argparse.Namespace, overrides: list[str]) -> int:
 def merge(folder: str) -> int:
     """Write the format of a folder from what is labeled in it; the exit status."""
     settings = read_settings(folder)
-    images = instances = 0
-    for row in labeled_rows(folder):
-        images, instances = images + 1, instances + len(row["instances"])
-    if not images:
+    counts = [len(row["instances"]) for row in labeled_rows(folder)]
+    if not counts:
         raise ConfigError(f"--output '{folder}': no image was labeled: nothing to write.")
     write = FORMATS[settings["format"]]
     path = write(lambda: labeled_rows(folder), settings["names"], folder, settings["images"])
-    print(f"{images:,} images, {instances:,} instances: {path}")
+    print(f"{len(counts):,} images, {sum(counts):,} instances: {path}")
     return 0
 
 

@@ -9,6 +9,7 @@ import base64
 import datetime
 import functools
 import io
+import itertools
 import json
 import logging
 import math
@@ -54,7 +55,6 @@ FIGURES = {
     "views": "views of unlabeled images",
     "labeled": "labeled images and augmentation",
 }
-_NUMBERED = re.compile(r"(.+?)_(\d{7,})\.png")
 # Shown if known and not empty; the page contains the whole config too.
 SHOWN = """
     MODEL.META_ARCHITECTURE MODEL.BACKBONE.NAME MODEL.RESNETS.DEPTH MODEL.TIMM.NAME
@@ -92,7 +92,8 @@ class Curve(NamedTuple):
     last: float = math.nan  #: value of the last record
 
 
-EMPTY = Curve(*[np.zeros(0)] * 4)
+_NONE = np.zeros(0)
+EMPTY = Curve(_NONE, _NONE, _NONE, _NONE)
 
 
 class Curves(dict[str, Curve]):
@@ -287,24 +288,19 @@ def nested_items(node: Mapping[str, Any], *path: str) -> Iterator[tuple[tuple[st
 def _pictures(folder: Path, stages: Sequence[str]) -> list[Picture]:
     """Each stage's latest figure of each kind, the last stage first."""
     pictures: dict[str, Picture] = {}  # by content: stages share what does not depend on models
-    for stage in reversed(stages):
-        for title, path in _latest(folder / stage / "figures"):
-            try:
-                picture = _picture(f"{TITLES[stage]} · {title}", path)
-                pictures.setdefault(picture.uri, picture)
-            except (OSError, ValueError, SyntaxError) as error:
-                logger.warning("The picture '%s' is left out of the report: %s", path, error)
+    for stage, (kind, title) in itertools.product(reversed(stages), FIGURES.items()):
+        paths = (folder / stage / "figures").glob(f"{kind}_*.png")
+        found = {int(m[1]): p for p in paths if (m := re.fullmatch(rf"{kind}_(\d+)", p.stem))}
+        if not found:
+            continue
+        last = max(found)
+        try:
+            about = f"{TITLES[stage]} · {title} after {last:,} iterations"
+            picture = _picture(about, found[last])
+            pictures.setdefault(picture.uri, picture)
+        except (OSError, ValueError, SyntaxError) as error:
+            logger.warning("The picture '%s' is left out of the report: %s", found[last], error)
     return list(pictures.values())[:MOST_PICTURES]
-
-
-def _latest(folder: Path) -> Iterator[tuple[str, Path]]:
-    """(title, path) of the latest figure of each kind, in the gallery's order."""
-    names = os.listdir(folder) if folder.is_dir() else []
-    numbered = filter(None, map(_NUMBERED.fullmatch, names))
-    latest = {m[1]: m for m in sorted(numbered, key=lambda m: int(m[2]))}
-    for kind, title in FIGURES.items():
-        if (match := latest.get(kind)) and (path := folder / match[0]).is_file():
-            yield f"{title} after {int(match[2]):,} iterations", path
 
 
 def _picture(title: str, path: Path) -> Picture:

@@ -295,7 +295,8 @@ def _annotated_findings(
     """Lines on the instances per image (minimum / mean / maximum), and on the classes."""
     num_classes, metadata = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, MetadataCatalog.get(name)
     classes = metadata.get("thing_classes") or [str(label) for label in range(num_classes)]
-    labels = [[a.get("category_id") for a in targets({"annotations": (), **r})] for r in records]
+    rows = (targets({"annotations": (), **record}) for record in records)
+    labels: list[list[Any]] = [[a.get("category_id") for a in of_image] for of_image in rows]
     error: S4MError | None = None  # that would be every image's, too
     if len(classes) != num_classes:
         error = ConfigError(
