@@ -83,13 +83,8 @@ def overrides(output: Path, **changes) -> list[str]:
     return [str(word) for item in merged.items() if item[1] is not None for word in item]
 
 
-def parsed(config, *arguments):
-    """The options as train_net.py parses them."""
-    before, sys.argv = sys.argv, ["train_net.py", "--config-file", config, *map(str, arguments)]
-    try:
-        return train.parse_args()
-    finally:
-        sys.argv = before
+def parsed(config: str, *arguments):
+    return train.parse_args(["--config-file", config, *map(str, arguments)])
 
 
 def read(*arguments, config: str = CONFIG):

@@ -172,5 +172,5 @@ def _training_errors(cfg: CfgNode, processes: int) -> Iterator[S4MError]:
         )
     for key in ("SOLVER.IMS_PER_BATCH", "S4M.TEACHER.IMS_PER_BATCH", "S4M.UNLABELED_IMS_PER_BATCH"):
         if (batch := config_items(cfg)[key]) % processes:
-            expected = f"a multiple of the {processes} processes that share the batch"
-            yield ConfigError(f"{key} is {batch}; expected {expected}.")
+            expected = f"expected a multiple of the {processes} processes that share the batch."
+            yield ConfigError(f"{key} is {batch}; {expected}")

@@ -209,8 +209,9 @@ def disk_finding(cfg: CfgNode, model: nn.Module, stages: Sequence[str]) -> Findi
     parts = [f"{counts[stage]} x {in_units(sizes[stage])} ({stage})" for stage in stages]
     text = f"checkpoints {' + '.join(parts) or 'none'}; {in_units(free)} free"
     problem = (
-        f"OUTPUT_DIR '{cfg.OUTPUT_DIR}': {in_units(free)} are free for {in_units(needed)} of new "
-        "checkpoints. Free space, raise SOLVER.CHECKPOINT_PERIOD or set SOLVER.CHECKPOINT_KEEP."
+        f"OUTPUT_DIR '{cfg.OUTPUT_DIR}': the checkpoints still to come have about "
+        f"{in_units(needed)}, and {in_units(free)} are free. Free space, use another disk, raise "
+        "SOLVER.CHECKPOINT_PERIOD or set SOLVER.CHECKPOINT_KEEP."
     )
     if max(sizes.values(), default=0) > free:
         return Finding("disk", text, [ConfigError(f"{problem} Not even one of them fits.")])
