@@ -6,7 +6,7 @@ import base64
 import io
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -42,6 +42,7 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "s4m_d2",  # the same chart is the same text
     "svg.fonttype": "none",
     "font.size": 11.5,
+    "axes.prop_cycle": matplotlib.cycler(linestyle=["-", "--"]) * matplotlib.cycler(color=CURVES),
     "axes.xmargin": 0,
     "ytick.major.size": 0,
     "axes.formatter.useoffset": False,
@@ -110,8 +111,6 @@ def render_page(run: Run) -> str:
     aps = {name: finite(values.get("AP")) for name, values in models.items()}
     best = max(aps, key=lambda name: aps[name] or 0.0, default="")
     newest_first = run.stages[::-1]
-    references = {STUDENT: aps.get(FIRST)}
-    ap_charts = [c for s in newest_first for c in ap_chart(s, references.get(s.name))]
     return render(
         "page.html",
         run=run,
@@ -122,7 +121,7 @@ def render_page(run: Run) -> str:
         classes=list(_classes(models)),
         compared=FIRST in models and STUDENT in models,
         cards=[*_ap_cards(aps, best), *(card for s in run.stages for card in _stage_cards(s))],
-        ap_charts=ap_charts,
+        ap_charts=[chart for s in newest_first for chart in ap_chart(s, aps.get(FIRST))],
         stages=[(s, f"{s.progress}. {_facts(s)}", stage_charts(s)) for s in newest_first],
     )
 
@@ -210,21 +209,12 @@ def _facts(stage: Stage) -> str:
     return " ".join(said)
 
 
-class Line(NamedTuple):
-    """A named curve; a band shows minimum and maximum of points that summarize several values."""
-
-    name: str
-    curve: Curve
-    color: int = 0  # of CURVES
-    dashed: bool = False
-
-
 class Chart(NamedTuple):
-    """Lines over iterations."""
+    """Curves over iterations; bands are minima and maxima of points that have several values."""
 
     title: str
     unit: str  #: of the values
-    lines: Sequence[Line]  #: at least one
+    lines: Mapping[str, Curve]  #: by name, at least one
     burn_in: int = 0  #: its end is marked, if it is within the range of the data
     from_zero: bool = True  #: the axis of values includes 0
 
@@ -237,7 +227,7 @@ class Chart(NamedTuple):
 
     def in_words(self) -> str:
         said = []
-        for name, curve, *_ in self.lines:
+        for name, curve in self.lines.items():
             values = (curve.mean[0], curve.mean[-1], curve.low.min(), curve.high.max())
             first, last, least, most = map(number, values)
             said.append(f"{name} from {first} to {last}, least {least}, greatest {most}")
@@ -247,13 +237,10 @@ class Chart(NamedTuple):
         figure = Figure(figsize=(460 / 72, 240 / 72))  # in inches: as many points as page.html's px
         axes = figure.add_axes((0.125, 0.175, 0.845, 0.67))
         axes.spines[["left", "right", "top"]].set_visible(False)
-        for line in self.lines:
-            curve, color = line.curve, CURVES[line.color % len(CURVES)]
-            x, style = curve.iterations, "--" if line.dashed else "-"
-            if (curve.low < curve.high).any():
-                axes.fill_between(x, curve.low, curve.high, color=color, alpha=0.2, linewidth=0)
-            marker = "o" if len(x) <= 60 else ""
-            axes.plot(x, curve.mean, color=color, linestyle=style, marker=marker, clip_on=False)
+        for x, low, mean, high, _ in self.lines.values():
+            [line] = axes.plot(x, mean, marker="o" if len(x) <= 60 else "", clip_on=False)
+            if (low < high).any():
+                axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         if self.from_zero:
             axes.axhline(0, color="none")
         axes.grid(axis="y", alpha=0.3)
@@ -280,7 +267,8 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def ap_chart(stage: Stage, reference: float | None) -> list[Chart]:
-    """Mask AP over iterations, if measured more than once; ``reference``: the stage-1 teacher's."""
+    """Mask AP over iterations, if measured more than once; of the student with a ``reference``, the
+    stage-1 teacher's."""
     found = {
         stage.model_name(key.split("/")[:-2]): curve
         for key, curve in stage.curves.items()
@@ -288,15 +276,11 @@ def ap_chart(stage: Stage, reference: float | None) -> list[Chart]:
     }
     if max((len(curve.iterations) for curve in found.values()), default=0) < 2:
         return []
-    lines = [
-        Line(name, curve, color, dashed="EMA" in name)
-        for color, (name, curve) in enumerate(sorted(found.items(), reverse=True))
-    ]
-    if reference is not None:
+    lines = dict(sorted(found.items(), reverse=True))
+    if reference is not None and stage.model == STUDENT:
         x = np.concatenate([curve.iterations for curve in found.values()])
         ends, flat = np.array([x.min(), x.max()]), np.full(2, reference)
-        constant = Curve(ends, flat, flat, flat, reference)
-        lines.append(Line("stage-1 teacher, at its end", constant, len(CURVES) - 1, dashed=True))
+        lines["stage-1 teacher, at its end"] = Curve(ends, flat, flat, flat, reference)
     title = f"Mask AP while the {stage.model} is trained"
     return [Chart(title, "AP on validation images", lines, stage.burn_in)]
 
@@ -313,10 +297,9 @@ def stage_charts(stage: Stage) -> list[Chart]:
         wanted.append((f"Loss on {of_part}", _LOSS_UNIT, names))
     charts = []
     for title, unit, names in wanted + _CHARTS:
-        shown = [(n, c) for key, n in names.items() if len((c := curves[key]).mean)]
+        shown = {n: c for key, n in names.items() if len((c := curves[key]).mean)}
         if unit in _MOSTLY_ZERO:
-            shown = [(n, c) for n, c in shown if c.high.any()]
+            shown = {n: c for n, c in shown.items() if c.high.any()}
         if shown:
-            lines = [Line(n, c, i, dashed=i >= len(CURVES)) for i, (n, c) in enumerate(shown)]
-            charts.append(Chart(title, unit, lines, stage.burn_in, from_zero=unit != "IoU"))
+            charts.append(Chart(title, unit, shown, stage.burn_in, from_zero=unit != "IoU"))
     return charts
