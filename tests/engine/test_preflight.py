@@ -19,41 +19,24 @@ def test_a_sound_config_passes():
     assert not config_errors(config({"SOLVER.IMS_PER_BATCH": 12}), num_processes=4)
 
 
-WRONG = [
-    ("S4M.PSEUDO_LABEL.MASK_THRESH", -0.1),
-    ("S4M.PSEUDO_LABEL.SCORE_THRESH", "1e999"),
-    ("S4M.REFINE.SEPL.O_P_THRESH", float("nan")),
-    ("S4M.EMA_DECAY", 1.0),
-    ("S4M.REFINE.SEPL.POINTS_PER_SIDE", 0),
-    ("S4M.AMP_PRECISION", "fp8"),
-    ("S4M.PSEUDO_LABEL.COUNT_BAND", (5.0, 1.0)),
-    ("S4M.MAX_BAD_STEPS", -1),
-    ("S4M.BURN_IN", 1001),
-    ("S4M.BURN_IN", -1),
-    ("S4M.ARP.PAIR_FRACTION", 0.75),
-    ("S4M.ARP.SCALE_RANGE", "(1.2, 0.8)"),
-    ("INPUT.CROP.ENABLED", False),  # of which ARP's smallest area is a share
-    ("INPUT.MIN_SCALE", 3.0),
-    ("S4M.STRONG_VIEW.JITTER", "(0.4, 0.4, 0.4)"),
-    ("S4M.STRONG_VIEW.JITTER", "(0.4, 0.4, 0.4, 0.6)"),
-    ("S4M.STRONG_VIEW.BLUR_SIGMA", "(2.0, 0.1)"),
-    ("S4M.FIGURES.WHAT", "('labels',)"),
-    ("SOLVER.IMS_PER_BATCH", -2),
-    ("S4M.UNLABELED_IMS_PER_BATCH", 5),
-    ("S4M.UNLABELED_MAPPER", "Mapper"),
-    ("MODEL.META_ARCHITECTURE", "MaskFormer"),
-    ("S4M.STAGE", "first"),
-    ("S4M.STAGE", "student"),  # without a teacher
-    ("INPUT.RANDOM_FLIP", "diagonal"),
-    ("INPUT.FORMAT", "L"),
-    ("MODEL.DEVICE", "CPU"),
-    ("DATASETS.TRAIN", ()),
-    ("DATASETS.UNLABELED", ()),
-]
+WRONG = """
+    S4M.PSEUDO_LABEL.MASK_THRESH -0.1       S4M.PSEUDO_LABEL.SCORE_THRESH 1e999
+    S4M.PSEUDO_LABEL.COUNT_BAND (5.0,1.0)   S4M.REFINE.SEPL.POINTS_PER_SIDE 0
+    S4M.STRONG_VIEW.JITTER (0.4,0.4,0.4)    S4M.STRONG_VIEW.JITTER (0.4,0.4,0.4,0.6)
+    S4M.STRONG_VIEW.BLUR_SIGMA (2.0,0.1)    S4M.FIGURES.WHAT ('labels',)
+    S4M.ARP.PAIR_FRACTION 0.75              S4M.ARP.SCALE_RANGE (1.2,0.8)
+    S4M.BURN_IN 1001    S4M.BURN_IN -1      S4M.EMA_DECAY 1.0    S4M.MAX_BAD_STEPS -1
+    S4M.STAGE first     S4M.STAGE student   S4M.AMP_PRECISION fp8
+    S4M.UNLABELED_MAPPER Mapper             S4M.UNLABELED_IMS_PER_BATCH 5
+    SOLVER.IMS_PER_BATCH -2                 MODEL.META_ARCHITECTURE MaskFormer
+    MODEL.DEVICE CPU                        INPUT.FORMAT L       INPUT.MIN_SCALE 3.0
+    INPUT.RANDOM_FLIP diagonal              INPUT.CROP.ENABLED False
+    DATASETS.TRAIN ()                       DATASETS.UNLABELED ()
+""".split()
 
 
 def test_settings_that_cannot_work_are_named():
-    for key, value in WRONG:
+    for key, value in zip(WRONG[::2], WRONG[1::2], strict=True):
         with pytest.raises(S4MError) as refused:
             raise_all(config_errors(config({key: value}), num_processes=2))
         assert key.removesuffix(".ENABLED") in str(refused.value), value
