@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 
 from s4m_d2.errors import printable
 from s4m_d2.files import atomic_write
@@ -42,7 +43,7 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "s4m_d2",  # the same chart is the same text
     "svg.fonttype": "none",
     "font.size": 11.5,
-    "axes.prop_cycle": matplotlib.cycler(linestyle=["-", "--"]) * matplotlib.cycler(color=CURVES),
+    "axes.prop_cycle": cycler(linestyle=["-", "--"]) * cycler(color=CURVES),
     "axes.xmargin": 0,
     "ytick.major.size": 0,
     "axes.formatter.useoffset": False,
