@@ -1,15 +1,19 @@
 """Users' mistakes: messages name the input, what was expected, and the remedy. Others are bugs."""
 
-from collections.abc import Sequence
-from typing import Any
+from __future__ import annotations
 
-MOST_SHOWN = 2000  # characters of a line; the middle of a longer one is cut
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 
-def printable(text: str, most: int = MOST_SHOWN) -> str:
+def printable(text: str, most: int = 2000) -> str:
     """Make a text one printable line, for terminals, logs and pages; names may have any characters.
 
-    Characters that are not printable are escaped, also lone surrogates.
+    Characters that are not printable are escaped, also lone surrogates. Of a text with more than
+    ``most`` characters, the middle is cut.
 
     >>> print(printable("two\\nlines, \\x1b[31mred, \\udcff"), printable("x" * 99, most=5))
     two\\nlines, \\x1b[31mred, \\udcff xx…xx
@@ -27,6 +31,17 @@ def first_names(names: Sequence[str], most: int = 5, separator: str = ", ") -> s
     """
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return separator.join(names[:most]) + more
+
+
+def first_of(messages: Sequence[str]) -> str:
+    """The first of several messages, with the number of the others."""
+    more = f" ({len(messages) - 1} more like this.)" if len(messages) > 1 else ""
+    return messages[0] + more
+
+
+def numbered(items: Iterable[object]) -> list[str]:
+    """The texts of these, each after its number."""
+    return [f"{number}. {item}" for number, item in enumerate(items, start=1)]
 
 
 class S4MError(Exception):
@@ -76,3 +91,36 @@ class WorkerError(S4MError, RuntimeError):
 
 class InputError(S4MError, ValueError):
     """An argument of a public function has the wrong shape, dtype or range."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a report of checks."""
+
+    item: str  #: what was checked
+    text: str  #: short description
+    errors: Sequence[S4MError] = ()  #: why the run cannot work
+    warnings: Sequence[str] = ()  #: possible mistakes, or problems later; in the same form
+
+    @property
+    def status(self) -> str:
+        """Status of the line: "ok", "warning" or "error"."""
+        return "error" if self.errors else "warning" if self.warnings else "ok"
+
+
+def attempt(build: Callable[..., _T], *args: Any) -> tuple[_T | None, list[S4MError]]:
+    """What a call returns, and the S4MError that it raises instead of that (None), if it does."""
+    try:
+        return build(*args), []
+    except S4MError as error:
+        return None, [error]
+
+
+def raise_all(errors: Iterable[S4MError]) -> None:
+    """Raise one error of the first one's type with the messages of all, if there are any."""
+    errors = list(errors)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        lines = "\n".join(numbered(errors)).split("\n")
+        raise type(errors[0])(f"{len(errors)} problems:", *lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -70,6 +71,12 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
             raise
         raise _refused(path, cause) from error
     _sync_folder(folder)
+
+
+def write_json(path: str | os.PathLike[str], content: object, indent: int | None = None) -> None:
+    """Write a JSON file atomically."""
+    with atomic_write(path) as file:
+        json.dump(content, file, indent=indent)
 
 
 def digest(path: str | os.PathLike[str]) -> str:

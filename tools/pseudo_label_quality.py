@@ -29,7 +29,7 @@ from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.engine.figures.predictor import load_model
 from s4m_d2.engine.labeling.protocol import check_model
 from s4m_d2.engine.labeling.quality import QualityReport, quality_datasets
-from s4m_d2.engine.own_data.own_data import load_run
+from s4m_d2.engine.own_data import load_run
 from s4m_d2.engine.stages import stage_config
 from s4m_d2.evaluation import COUNTS, PseudoLabelQuality, Quality
 from s4m_d2.report import write_results

@@ -36,7 +36,7 @@ from s4m_d2.engine.figures.figure_set import FIGURES, OF_TEACHER, WITHOUT_MODEL,
 from s4m_d2.engine.figures.predictor import load_model
 from s4m_d2.engine.labeling.gate import labeling_of_run
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
-from s4m_d2.engine.own_data.own_data import load_run
+from s4m_d2.engine.own_data import load_run
 from s4m_d2.errors import ConfigError
 from s4m_d2.sam import SamBackend, build_sam_backend
 from s4m_d2.visualization import write_png

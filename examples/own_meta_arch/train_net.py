@@ -17,11 +17,11 @@ from detectron2.utils import comm
 from s4m_d2 import S4MError, add_s4m_config
 from s4m_d2.engine import run_config
 from s4m_d2.engine.checks.config_checks import check_config
-from s4m_d2.engine.checks.findings import raise_all
 from s4m_d2.engine.checks.preflight import preflight
 from s4m_d2.engine.command import run
 from s4m_d2.engine.command.launch import launch
 from s4m_d2.engine.training.stop_signals import listen
+from s4m_d2.errors import raise_all
 
 if importlib.util.find_spec("detectron2.modeling.roi_heads"):  # not in detectron2 lite
     import mask_rcnn  # noqa: F401  (registers TeacherStudentRCNN)

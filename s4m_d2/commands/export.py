@@ -38,8 +38,7 @@ from s4m_d2.modeling.hugging_face import save_pretrained
 from s4m_d2.modeling.onnx_file import write_onnx
 from s4m_d2.modeling.timm_backbone import to_mask2former_names
 
-# Mask2Former renames weights of a head without version, or with an earlier one.
-HEAD, HEAD_VERSION = "sem_seg_head", 2
+HEAD = "sem_seg_head"
 # By --format: endings of the file; (): a folder.
 ENDINGS = {"onnx": (".onnx",), "transformers": (), "weights": (".pth", ".safetensors")}
 
@@ -75,8 +74,7 @@ def export(args: argparse.Namespace) -> str:
         _write(state, file, Path(args.output).suffix)
     whose = f"the {args.model}" if found else "the only model"
     at = f" after iteration {content['iteration']}" if "iteration" in content else ""
-    numbers = sum(tensor.numel() for tensor in state.values())
-    return f"{len(state)} tensors ({numbers:,} numbers) of {whose} in {args.checkpoint}{at}"
+    return f"{len(state)} tensors of {whose} in {args.checkpoint}{at}"
 
 
 def export_model(args: argparse.Namespace) -> str:
@@ -139,8 +137,7 @@ def _write(state: Mapping[str, Tensor], file: IO[bytes], ending: str) -> None:
         file.write(save(dict(state), metadata={"format": "pt"}))
         return
     model: Any = OrderedDict(state)
-    versions = {"": 1, HEAD: HEAD_VERSION, f"{HEAD}.predictor": HEAD_VERSION}
-    model._metadata = OrderedDict(  # where PyTorch keeps modules' versions
-        (name, {"version": version}) for name, version in versions.items()
-    )
+    # PyTorch's place for modules' versions. Mask2Former renames weights of a head before 2.
+    versions = {"": 1, HEAD: 2, f"{HEAD}.predictor": 2}
+    model._metadata = OrderedDict((name, {"version": v}) for name, v in versions.items())
     torch.save({"model": model}, file)

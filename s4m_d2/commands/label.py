@@ -49,7 +49,6 @@ from s4m_d2.formats import FORMATS
 from s4m_d2.report import read_results, write_results
 from s4m_d2.structures import as_rles, plain_rle
 
-ONE_INSTANCE = "0.7"  # IoU above which two labels are of one instance
 SETTINGS = ".label.json"  # of OUT: with what it was labeled; LabelMe's files have no such names
 
 
@@ -78,7 +77,7 @@ def label(args: argparse.Namespace, overrides: list[str]) -> int:
     """Label what is not labeled yet; alone, also write the format."""
     args.weights = last_weights(args.weights)
     score = [] if args.score is None else ["S4M.PSEUDO_LABEL.SCORE_THRESH", str(args.score)]
-    once = ["S4M.PSEUDO_LABEL.DUPLICATE_IOU", ONE_INSTANCE]  # one label an instance, to correct
+    once = ["S4M.PSEUDO_LABEL.DUPLICATE_IOU", "0.7"]  # one label per instance, to correct
     cfg = model_config(args.config_file, args.weights, [*once, *overrides, *score])
     names = class_names(cfg, args.class_names)
     written = os.path.join(os.path.realpath(args.output), "")  # also pictures of s4m-review
@@ -119,14 +118,12 @@ def label(args: argparse.Namespace, overrides: list[str]) -> int:
 def merge(folder: str) -> int:
     """Write the format of a folder from what is labeled in it; the exit status."""
     settings = read_settings(folder)
-    images = instances = 0
-    for row in labeled_rows(folder):
-        images, instances = images + 1, instances + len(row["instances"])
-    if not images:
+    counts = [len(row["instances"]) for row in labeled_rows(folder)]
+    if not counts:
         raise ConfigError(f"--output '{folder}': no image was labeled: nothing to write.")
     write = FORMATS[settings["format"]]
     path = write(lambda: labeled_rows(folder), settings["names"], folder, settings["images"])
-    print(f"{images:,} images, {instances:,} instances: {path}")
+    print(f"{len(counts):,} images, {sum(counts):,} instances: {path}")
     return 0
 
 

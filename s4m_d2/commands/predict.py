@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -41,11 +40,9 @@ from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
 from s4m_d2.engine.stages import last_weights
 from s4m_d2.errors import ConfigError, DatasetError
-from s4m_d2.files import atomic_write
+from s4m_d2.files import write_json
 from s4m_d2.structures import as_rles, plain_rle
 from s4m_d2.visualization import overlay, write_png, write_video
-
-OVERLAYS, RESULTS, IMAGES = "overlays", "predictions.json", "images.json"
 
 
 @exit_status
@@ -73,11 +70,10 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     for key, value in (("SIZE", args.tile), ("OVERLAP", args.overlap)):
         overrides += [] if value is None else [f"INPUT.TILE.{key}", str(value)]
     cfg = model_config(args.config_file, args.weights, overrides)
-    results = os.path.join(args.output, RESULTS)
+    results, overlays = (os.path.join(args.output, x) for x in ("predictions.json", "overlays"))
     if os.path.exists(results) and not args.force:
         raise ConfigError(f"The output '{results}' exists. Add --force to replace it.")
     names = class_names(cfg, args.class_names)
-    overlays = os.path.join(args.output, OVERLAYS)
     media, problems = find_media(args.input, exclude=overlays)
     model, _ = load_model(cfg, args.weights, args.model)
     predict, outputs, ids = Predictor(cfg, model), output_names(media), category_ids(cfg)
@@ -98,9 +94,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
         except DatasetError as error:
             problems[path] = str(error)
     content = {"info": {}, "images": images, "categories": categories, "annotations": []}
-    for file_name, written in ((IMAGES, content), (RESULTS, found)):
-        with atomic_write(os.path.join(args.output, file_name)) as file:
-            json.dump(written, file)
+    write_json(os.path.join(args.output, "images.json"), content)
+    write_json(results, found)
     print(f"{len(images):,} images, {len(found):,} instances: {args.output}")
     return print_problems(problems, "cannot be used")
 
@@ -167,14 +162,12 @@ def find_media(inputs: Sequence[str], exclude: str) -> tuple[dict[str, str], dic
 def output_names(media: Mapping[str, str]) -> dict[str, str]:
     """A path without suffix for each file, below the folder of overlays, no two the same."""
     names: dict[str, str] = {}
-    taken: set[str] = set()
+    taken: set[str] = set()  # as file systems that ignore case see them
     for path, given in media.items():
-        stem, suffix = os.path.splitext(given)
-        numbered = (f"{stem}_{number}" for number in itertools.count(2))
-        choices = itertools.chain((stem, f"{stem}_{suffix[1:]}"), numbered)
-        name = next(choice for choice in choices if choice.lower() not in taken)
-        taken.add(name.lower())  # as file systems that ignore case see it
-        names[path] = name
+        stem = os.path.splitext(given)[0]
+        choices = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
+        names[path] = next(choice for choice in choices if choice.lower() not in taken)
+        taken.add(names[path].lower())
     return names
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +36,6 @@ SIGNALS = ("class", "mask", "number", "rare")
 DIVERSITY = 0.5  # of the largest distance between images, in ranks of the signals
 # Rank correlation with the error, 1 - PQ, of 40 generated images: mask 0.57, the others -0.13.
 DEFAULT = ("mask",)
-FEATURE_SIDE, PICTURE_SIDE = 6, 320  # px
 
 
 @exit_status
@@ -61,9 +59,8 @@ def review(folder: str, by: Sequence[str], count: int) -> int:
         except DatasetError as error:
             problems[row["file_name"]] = str(error)
             continue
-        small = cv2.resize(image, (FEATURE_SIDE, FEATURE_SIDE), interpolation=cv2.INTER_AREA)
         rows.append(row)
-        features.append(small.ravel() / 255)
+        features.append(cv2.resize(image, (6, 6), interpolation=cv2.INTER_AREA).ravel() / 255)
     if not rows:
         raise ConfigError(f"'{folder}': no labeled image can be read. Label first.")
     signals = review_signals(rows)
@@ -144,11 +141,7 @@ def _write_page(folder: str, table: list[dict], shown: list[dict], settings: dic
         scores = [i["score"] for i in found]
         drawn = overlay(image, masks, [i["class"] for i in found], settings["names"], scores)
         picture = Image.fromarray(drawn)
-        picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+        picture.thumbnail((320, 320))  # px
         write_png(np.asarray(picture), pictures / f"{number:04d}.png")
     with atomic_write(os.path.join(folder, "review.html")) as file:
         file.write(render("review.html", rows=table[: len(shown)], signals=SIGNALS))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

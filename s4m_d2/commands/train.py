@@ -27,7 +27,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from s4m_d2.engine.checks.config_checks import check_config
-from s4m_d2.engine.checks.findings import PreflightReport
+from s4m_d2.engine.checks.preflight import PreflightReport
 from s4m_d2.engine.checks.resource_checks import check_output_dir
 from s4m_d2.engine.command import run
 from s4m_d2.engine.command.arguments import add_arguments, check_arguments, read_config
@@ -39,16 +39,16 @@ from s4m_d2.errors import ConfigError
 logger = logging.getLogger("s4m_d2.train_net")
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status."""
     with plain_endings():
-        return start(parse_args())
+        return start(parse_args(arguments))
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = default_argument_parser(epilog=__doc__)
     add_arguments(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     args.config_file = config_path(args.config_file)  # Detectron2's set-up opens it, too
     if args.check and args.eval_only:
         parser.error("--check is for training runs; --eval-only checks its settings by itself")

@@ -6,8 +6,7 @@ import difflib
 import io
 import os
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +15,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.errors import ConfigError
-from s4m_d2.report.run import CONFIG, FACTS
+from s4m_d2.report.run import CONFIG, FACTS, nested_items
 
 _UNKNOWN_KEY = re.compile(r"Non-existent (?:config )?key: ([\w.]+)")
 _MISMATCH = re.compile(
@@ -41,6 +40,8 @@ _FOR_OTHER_DATA = ("Base-", "cityscapes_", "coco_", "toyscapes_")
 
 def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     """Merge defaults, the file (with its ``_BASE_``) and the overrides; the result is frozen.
+
+    The file of a run, config.yaml in its OUTPUT_DIR, sets OUTPUT_DIR to where it is now.
 
     Args:
         config_file: plain YAML, or the name of one of this project's configs; "": none.
@@ -73,15 +74,14 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
         if key.removeprefix("S4M.DATA.") in _PATHS:
             data[key.removeprefix("S4M.DATA.")] = None
         try:
-            default: Any = cfg
-            for name in key.split("."):
-                default = default.get(name) if isinstance(default, dict) else None
-            cfg.merge_from_list([key, _fitted(value, default)])
+            cfg.merge_from_list([key, _fitted(value, config_items(cfg).get(key))])
         except Exception as error:
             raise ConfigError(f"Override '{key} {value}': {_explain(cfg, error)}") from error
     for name in _PATHS:
         found = data[name] if isinstance(data[name], list | tuple) else [data[name]]
         data[name] = tuple(str(path) for path in found if path)
+    if "OUTPUT_DIR" not in opts[::2]:
+        _place_run(cfg, *os.path.split(os.path.abspath(config_file)))
     cfg.freeze()
     return cfg
 
@@ -96,14 +96,9 @@ def _fitted(value: Any, default: Any) -> Any:
     return float(value) if is_whole else value
 
 
-def place_run(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
-    """Set OUTPUT_DIR, and a SAM in it, to where a run is now, if its config.yaml was read.
-
-    ``cfg`` is not frozen; an override of OUTPUT_DIR wins.
-    """
-    folder, name = os.path.split(os.path.abspath(config_file))
-    is_run = name == CONFIG and os.path.isfile(os.path.join(folder, FACTS))
-    if is_run and "OUTPUT_DIR" not in opts[::2]:
+def _place_run(cfg: CfgNode, folder: str, name: str) -> None:
+    """Set OUTPUT_DIR, and a SAM in it, to the folder, if the file in it is a run's."""
+    if name == CONFIG and os.path.isfile(os.path.join(folder, FACTS)):
         former, sam = os.path.join(cfg.OUTPUT_DIR, ""), cfg.S4M.SAM
         if sam.CHECKPOINT.startswith(former):
             sam.CHECKPOINT = os.path.join(folder, sam.CHECKPOINT.removeprefix(former))
@@ -114,7 +109,7 @@ def explicit_keys(config_file: str = "", opts: Sequence[str] = ()) -> set[str]:
     """Keys that the user set: in the file or its ``_BASE_``, but this project's for other data, and
     in the overrides (which are valid)."""
     nested = _UsersConfig.load_yaml_with_base(config_path(config_file)) if config_file else {}
-    return {*dict(config_items(nested)), *opts[::2]}
+    return {*config_items(nested), *opts[::2]}
 
 
 def _names() -> list[str]:
@@ -127,25 +122,24 @@ def config_path(config_file: str) -> str:
     return str(_CONFIGS / f"{config_file}.yaml") if named else config_file
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key twice in one section, of which YAML would drop the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            line = f"from line {node.start_mark.line + 1}"
+            raise ValueError(f"'{twice[0]}' stands twice in one section, {line}: join the two.")
+        return super().construct_mapping(node, deep)
+
+
 class _StrictConfig(CfgNode):
-    """A config that refuses files with a key twice, of which YAML would drop the first."""
+    """A config whose files are read by :class:`_StrictLoader` first."""
 
     @classmethod
     def _open_cfg(cls, filename: str) -> IO[str]:
         with super()._open_cfg(filename) as file:
-            left, seen = [yaml.compose(file, yaml.SafeLoader)], set[int]()
-        while left:
-            node = left.pop()
-            if isinstance(node, yaml.CollectionNode) and id(node) not in seen:
-                seen.add(id(node))
-                pairs = node.value if isinstance(node, yaml.MappingNode) else ()
-                keys = Counter(key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode))
-                if twice := [key for key, count in keys.items() if count > 1]:
-                    line = node.start_mark.line + 1
-                    raise ValueError(
-                        f"'{twice[0]}' stands twice in one section, from line {line}: join the two."
-                    )
-                left += [value for _, value in pairs] if pairs else node.value
+            _StrictLoader(file).get_single_data()
         return super()._open_cfg(filename)
 
 
@@ -181,7 +175,7 @@ def _explain(cfg: CfgNode, error: Exception) -> str:
 
 
 def _suggest(cfg: CfgNode, key: str) -> str:
-    known = {name.upper(): name for name, _ in config_items(cfg)}
+    known = {name.upper(): name for name in config_items(cfg)}
     if key in known.values():
         return f" Write it nested: {key.replace('.', ': {')}: VALUE{'}' * key.count('.')}"
     # Most mistakes keep the last word and misplace it, or misspell it in place.
@@ -191,9 +185,6 @@ def _suggest(cfg: CfgNode, key: str) -> str:
     return f" Did you mean {known[found[0]]}?" if found else " Choose one of s4m_d2/config.py."
 
 
-def config_items(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys of a config, those of sections too, with their values."""
-    for key, value in node.items():
-        yield f"{prefix}{key}", value
-        if isinstance(value, dict):
-            yield from config_items(value, f"{prefix}{key}.")
+def config_items(node: dict[str, Any]) -> dict[str, Any]:
+    """Values of a config by dotted key, those of sections too."""
+    return {".".join(path): value for path, value in nested_items(node)}

@@ -6,7 +6,8 @@ import base64
 import io
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import jinja2
@@ -14,6 +15,7 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 
 from s4m_d2.errors import printable
 from s4m_d2.files import atomic_write
@@ -29,16 +31,11 @@ from s4m_d2.report.run import (
     finite,
 )
 
-REPORT = "report.html"  # in OUTPUT_DIR
 OF_AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 FIRST, STUDENT, TUNED = MODELS.values()
 CLASS = "AP-"  # before a class's name
-_MINUTE = 60
 
 Models = Mapping[str, Mapping[str, float | None]]
-WIDTH, HEIGHT = 460, 240  # of the picture, in its own units
-PLOT = (0.125, 0.175, 0.845, 0.67)  # left, bottom, width, height, as shares of it
-MOST_DOTS = 60  # points; a longer curve is drawn without dots
 # Okabe and Ito's colors, which are distinguishable with color blindness; the page's style sheet
 # names them c0 to c5.
 CURVES = ("#0072b2", "#d55e00", "#00916a", "#b0578d", "#b07d00", "#6b7280")
@@ -46,6 +43,7 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "s4m_d2",  # the same chart is the same text
     "svg.fonttype": "none",
     "font.size": 11.5,
+    "axes.prop_cycle": cycler(linestyle=["-", "--"]) * cycler(color=CURVES),
     "axes.xmargin": 0,
     "ytick.major.size": 0,
     "axes.formatter.useoffset": False,
@@ -102,7 +100,7 @@ _MOSTLY_ZERO = ("share of the queries", _SHARE_KEPT)
 def write_report(folder: str, problem: str = "") -> str:
     """Write the page of a run into its folder (arguments as of :class:`Run`); returns its path."""
     page = render_page(Run(folder, problem))
-    path = os.path.join(folder, REPORT)
+    path = os.path.join(folder, "report.html")
     with atomic_write(path, "wb") as file:
         file.write(page.encode("utf-8", "replace"))
     return path
@@ -114,8 +112,6 @@ def render_page(run: Run) -> str:
     aps = {name: finite(values.get("AP")) for name, values in models.items()}
     best = max(aps, key=lambda name: aps[name] or 0.0, default="")
     newest_first = run.stages[::-1]
-    references = {STUDENT: aps.get(FIRST)}
-    ap_charts = [c for s in newest_first for c in ap_chart(s, references.get(s.name))]
     return render(
         "page.html",
         run=run,
@@ -126,7 +122,7 @@ def render_page(run: Run) -> str:
         classes=list(_classes(models)),
         compared=FIRST in models and STUDENT in models,
         cards=[*_ap_cards(aps, best), *(card for s in run.stages for card in _stage_cards(s))],
-        ap_charts=ap_charts,
+        ap_charts=[chart for s in newest_first for chart in ap_chart(s, aps.get(FIRST))],
         stages=[(s, f"{s.progress}. {_facts(s)}", stage_charts(s)) for s in newest_first],
     )
 
@@ -165,18 +161,6 @@ def signed(change: float) -> str:
     return "0.0" if float(text) == 0 else text.replace("-", "−")
 
 
-def duration(seconds: float) -> str:
-    """Format a duration.
-
-    >>> duration(42), duration(425), duration(93_600)
-    ('42 s', '7 min', '26 h 0 min')
-    """
-    if seconds < 2 * _MINUTE:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / _MINUTE)
-    return f"{minutes} min" if minutes < 2 * _MINUTE else f"{minutes // 60:,} h {minutes % 60} min"
-
-
 def _classes(models: Models) -> Iterator[tuple[str, list[tuple[Any, str]], float | None]]:
     """(class, (AP, bar's width in percent) of each model, gain of the student)."""
     keys = list(dict.fromkeys(k for v in models.values() for k in v if k.startswith(CLASS)))
@@ -205,7 +189,7 @@ def _stage_cards(stage: Stage) -> Iterator[tuple[str, str]]:
     if seconds * stage.done > 0:
         speed = f"{number(1 / seconds, 3)} per second"
         what = f"training of the {stage.model}: {stage.done:,}{whole} iterations, {speed}"
-        yield f"≈ {duration(seconds * stage.done)}", what
+        yield f"≈ {timedelta(seconds=round(seconds * stage.done))}", what
     elif stage.done:
         yield f"{stage.done:,}{whole}", f"iterations of the {stage.model}"
     count = stage.curves["pseudo_labels/per_image"].last
@@ -226,21 +210,12 @@ def _facts(stage: Stage) -> str:
     return " ".join(said)
 
 
-class Line(NamedTuple):
-    """A named curve; a band shows minimum and maximum of points that summarize several values."""
-
-    name: str
-    curve: Curve
-    color: int = 0  # of CURVES
-    dashed: bool = False
-
-
 class Chart(NamedTuple):
-    """Lines over iterations."""
+    """Curves over iterations; bands are minima and maxima of points that have several values."""
 
     title: str
     unit: str  #: of the values
-    lines: Sequence[Line]  #: at least one
+    lines: Mapping[str, Curve]  #: by name, at least one
     burn_in: int = 0  #: its end is marked, if it is within the range of the data
     from_zero: bool = True  #: the axis of values includes 0
 
@@ -253,23 +228,20 @@ class Chart(NamedTuple):
 
     def in_words(self) -> str:
         said = []
-        for name, curve, *_ in self.lines:
+        for name, curve in self.lines.items():
             values = (curve.mean[0], curve.mean[-1], curve.low.min(), curve.high.max())
             first, last, least, most = map(number, values)
             said.append(f"{name} from {first} to {last}, least {least}, greatest {most}")
         return f"{self.title}, {self.unit}: {'; '.join(said)}"
 
     def figure(self) -> Figure:
-        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
-        axes = figure.add_axes(PLOT)
+        figure = Figure(figsize=(460 / 72, 240 / 72))  # in inches: as many points as page.html's px
+        axes = figure.add_axes((0.125, 0.175, 0.845, 0.67))
         axes.spines[["left", "right", "top"]].set_visible(False)
-        for line in self.lines:
-            curve, color = line.curve, CURVES[line.color % len(CURVES)]
-            x, style = curve.iterations, "--" if line.dashed else "-"
-            if (curve.low < curve.high).any():
-                axes.fill_between(x, curve.low, curve.high, color=color, alpha=0.2, linewidth=0)
-            marker = "o" if len(x) <= MOST_DOTS else ""
-            axes.plot(x, curve.mean, color=color, linestyle=style, marker=marker, clip_on=False)
+        for x, low, mean, high, _ in self.lines.values():
+            [line] = axes.plot(x, mean, marker="o" if len(x) <= 60 else "", clip_on=False)
+            if (low < high).any():
+                axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         if self.from_zero:
             axes.axhline(0, color="none")
         axes.grid(axis="y", alpha=0.3)
@@ -296,7 +268,8 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def ap_chart(stage: Stage, reference: float | None) -> list[Chart]:
-    """Mask AP over iterations, if measured more than once; ``reference``: the stage-1 teacher's."""
+    """Mask AP over iterations, if measured more than once; of the student with a ``reference``, the
+    stage-1 teacher's."""
     found = {
         stage.model_name(key.split("/")[:-2]): curve
         for key, curve in stage.curves.items()
@@ -304,15 +277,11 @@ def ap_chart(stage: Stage, reference: float | None) -> list[Chart]:
     }
     if max((len(curve.iterations) for curve in found.values()), default=0) < 2:
         return []
-    lines = [
-        Line(name, curve, color, dashed="EMA" in name)
-        for color, (name, curve) in enumerate(sorted(found.items(), reverse=True))
-    ]
-    if reference is not None:
+    lines = dict(sorted(found.items(), reverse=True))
+    if reference is not None and stage.model == STUDENT:
         x = np.concatenate([curve.iterations for curve in found.values()])
         ends, flat = np.array([x.min(), x.max()]), np.full(2, reference)
-        constant = Curve(ends, flat, flat, flat, reference)
-        lines.append(Line("stage-1 teacher, at its end", constant, len(CURVES) - 1, dashed=True))
+        lines["stage-1 teacher, at its end"] = Curve(ends, flat, flat, flat, reference)
     title = f"Mask AP while the {stage.model} is trained"
     return [Chart(title, "AP on validation images", lines, stage.burn_in)]
 
@@ -329,10 +298,9 @@ def stage_charts(stage: Stage) -> list[Chart]:
         wanted.append((f"Loss on {of_part}", _LOSS_UNIT, names))
     charts = []
     for title, unit, names in wanted + _CHARTS:
-        shown = [(n, c) for key, n in names.items() if len((c := curves[key]).mean)]
+        shown = {n: c for key, n in names.items() if len((c := curves[key]).mean)}
         if unit in _MOSTLY_ZERO:
-            shown = [(n, c) for n, c in shown if c.high.any()]
+            shown = {n: c for n, c in shown.items() if c.high.any()}
         if shown:
-            lines = [Line(n, c, i, dashed=i >= len(CURVES)) for i, (n, c) in enumerate(shown)]
-            charts.append(Chart(title, unit, lines, stage.burn_in, from_zero=unit != "IoU"))
+            charts.append(Chart(title, unit, shown, stage.burn_in, from_zero=unit != "IoU"))
     return charts

@@ -9,6 +9,7 @@ import base64
 import datetime
 import functools
 import io
+import itertools
 import json
 import logging
 import math
@@ -17,7 +18,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ import yaml
 from PIL import Image
 
 from s4m_d2.errors import DatasetError
-from s4m_d2.files import atomic_write
+from s4m_d2.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,6 @@ MODELS = {"teacher": "stage-1 teacher", "student": "student", "finetune": "fine-
 MASKS = "segm"  # Detectron2's name for results on masks
 OF_TEACHER = "teacher"  # key of the EMA teacher's results in the student's
 MOST_PICTURES = 14
-MOST_SIDE = 1600  # px; larger pictures are reduced
-JPEG_QUALITY = 85
 # Titles of figures, in the order of the gallery.
 FIGURES = {
     "pseudo_labels": "pseudo-labels, and the way to them",
@@ -57,7 +55,6 @@ FIGURES = {
     "views": "views of unlabeled images",
     "labeled": "labeled images and augmentation",
 }
-_NUMBERED = re.compile(r"(.+?)_(\d{7,})\.png")
 # Shown if known and not empty; the page contains the whole config too.
 SHOWN = """
     MODEL.META_ARCHITECTURE MODEL.BACKBONE.NAME MODEL.RESNETS.DEPTH MODEL.TIMM.NAME
@@ -72,11 +69,8 @@ SHOWN = """
     S4M.SAM.BACKEND S4M.SAM.CHECKPOINT
     MODEL.DEVICE SOLVER.AMP.ENABLED S4M.AMP_PRECISION SEED
 """.split()
-MOST_POINTS = 240  # of a curve
 LABELED, UNLABELED = "labeled", "unlabeled"
 MEASURES = ("class_accuracy", "sq", "precision", "recall", "pq")  # of pseudo-label quality
-_UNSUP = "unsup/"
-_LAYER = re.compile(r"_\d+$")
 _KEPT = re.compile(
     r"total_loss|lr|time|data_time|(pseudo_labels|refinement|data|train)/.+|(.+/)?segm/AP"
     rf"|pseudo_label_quality/(before|after)/({'|'.join(MEASURES)})"
@@ -88,19 +82,18 @@ def finite(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-@dataclass(frozen=True)
-class Curve:
+class Curve(NamedTuple):
     """Points by iteration, each of one record or of several consecutive ones; P points."""
 
     iterations: np.ndarray  #: (P,) the middle of the point's records
     low: np.ndarray  #: (P,) least of the point's finite values; without any there is no point
     mean: np.ndarray  #: (P,) of them
     high: np.ndarray  #: (P,) greatest of them
-    last: float  #: value of the last record
+    last: float = math.nan  #: value of the last record
 
 
 _NONE = np.zeros(0)
-EMPTY = Curve(_NONE, _NONE, _NONE, _NONE, math.nan)
+EMPTY = Curve(_NONE, _NONE, _NONE, _NONE)
 
 
 class Curves(dict[str, Curve]):
@@ -124,14 +117,15 @@ def curve_names(key: str) -> tuple[str, ...]:
     Losses are summed over layers, as "labeled:loss_ce" and "unlabeled:loss_ce", and over all kinds,
     as "labeled" and "unlabeled".
     """
-    name = key.removeprefix(_UNSUP)
+    name = key.removeprefix("unsup/")
     if name.startswith("loss"):
         part = LABELED if name == key else UNLABELED
-        return part, f"{part}:{_LAYER.sub('', name)}"
+        kind = re.sub(r"_\d+$", "", name)  # without the layer
+        return part, f"{part}:{kind}"
     return (key,) if _KEPT.fullmatch(key) else ()
 
 
-def read_curves(path: str | os.PathLike[str], most: int = MOST_POINTS) -> Curves:
+def read_curves(path: str | os.PathLike[str], most: int = 240) -> Curves:
     """The curves of a metrics.json, which may be missing, empty, torn, or being written.
 
     A curve has at most ``most`` points, which records of neighboring iterations share.
@@ -166,19 +160,17 @@ def _thinned(pairs: np.ndarray, width: int) -> Curve:
     starts = np.flatnonzero(np.diff(pairs[:, 0] // width, prepend=-1))
     if not len(starts):
         return EMPTY
-    parts = np.split(pairs, starts[1:])
-    middles = np.array([(part[0, 0] + part[-1, 0]) / 2 for part in parts])
-    values = [part[:, 1] for part in parts]
-    low, mean, high = (np.array([of(v) for v in values]) for of in (np.min, np.mean, np.max))
-    return Curve(middles, low, mean, high, float(last))
+    iterations, values = pairs.T
+    ends = np.append(starts[1:], len(pairs))
+    low, high = (of.reduceat(values, starts) for of in (np.minimum, np.maximum))
+    mean = np.add.reduceat(values, starts) / (ends - starts)
+    return Curve((iterations[starts] + iterations[ends - 1]) / 2, low, mean, high, float(last))
 
 
 def write_results(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Write nested results as JSON; numbers that are not finite become null."""
     finite_only = json.loads(json.dumps(results, default=float), parse_constant=lambda _: None)
-    with atomic_write(path) as file:
-        json.dump(finite_only, file, indent=2)
-        file.write("\n")
+    write_json(path, finite_only, indent=2)
 
 
 def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -220,7 +212,7 @@ class Stage:
 
     def models(self) -> Iterator[tuple[str, Mapping[str, float | None]]]:
         """Name and mask AP of each evaluated model, for each data set if there are several."""
-        for path, values in _items(self.results):
+        for path, values in nested_items(self.results):
             if path[-1] == MASKS and isinstance(values, Mapping):
                 yield self.model_name(path[:-1]), values
 
@@ -250,10 +242,9 @@ class Run:
         self.name, self.problem = os.path.basename(os.path.abspath(output_dir)), problem
         self.config = ""  # the file's text
         self.settings: dict[str, Any] = {}  # by dotted key
-        with suppress(OSError):
-            self.config = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
         with suppress(Exception):  # PyYAML raises many kinds
-            found = _items(yaml.safe_load(self.config))
+            self.config = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
+            found = nested_items(yaml.safe_load(self.config))
             self.settings = {".".join(path): value for path, value in found}
         present = [name for name in TITLES if (folder / name).is_dir()]
         if not self.config and not present:
@@ -269,9 +260,12 @@ class Run:
 
     def shown_settings(self) -> list[tuple[str, str]]:
         """(key, text) of the settings to show."""
-        values = ((key, self.settings.get(key)) for key in SHOWN)
-        texts = ((k, ", ".join(map(str, v)) if isinstance(v, list) else v) for k, v in values)
-        return [(key, str(text)) for key, text in texts if text not in (None, "")]
+        found = [(key, self.settings.get(key)) for key in SHOWN]
+        return [
+            (key, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+            for key, value in found
+            if value not in (None, "", [])
+        ]
 
     @property
     def complete(self) -> bool:
@@ -283,42 +277,37 @@ class Run:
         return finished >= {name for name in TITLES if not without[name]}
 
 
-def _items(node: Mapping[str, Any], *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+def nested_items(node: Mapping[str, Any], *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
     """(keys, value) of everything in nested mappings, these too."""
     for key, value in node.items():
         yield (*path, str(key)), value
         if isinstance(value, Mapping):
-            yield from _items(value, *path, str(key))
+            yield from nested_items(value, *path, str(key))
 
 
 def _pictures(folder: Path, stages: Sequence[str]) -> list[Picture]:
     """Each stage's latest figure of each kind, the last stage first."""
     pictures: dict[str, Picture] = {}  # by content: stages share what does not depend on models
-    for stage in reversed(stages):
-        for title, path in _latest(folder / stage / "figures"):
-            try:
-                picture = _picture(f"{TITLES[stage]} · {title}", path)
-                pictures.setdefault(picture.uri, picture)
-            except (OSError, ValueError, SyntaxError) as error:
-                logger.warning("The picture '%s' is left out of the report: %s", path, error)
+    for stage, (kind, title) in itertools.product(reversed(stages), FIGURES.items()):
+        paths = (folder / stage / "figures").glob(f"{kind}_*.png")
+        found = {int(m[1]): p for p in paths if (m := re.fullmatch(rf"{kind}_(\d+)", p.stem))}
+        if not found:
+            continue
+        last = max(found)
+        try:
+            about = f"{TITLES[stage]} · {title} after {last:,} iterations"
+            picture = _picture(about, found[last])
+            pictures.setdefault(picture.uri, picture)
+        except (OSError, ValueError, SyntaxError) as error:
+            logger.warning("The picture '%s' is left out of the report: %s", found[last], error)
     return list(pictures.values())[:MOST_PICTURES]
-
-
-def _latest(folder: Path) -> Iterator[tuple[str, Path]]:
-    """(title, path) of the latest figure of each kind, in the gallery's order."""
-    names = os.listdir(folder) if folder.is_dir() else []
-    numbered = filter(None, map(_NUMBERED.fullmatch, names))
-    latest = {m[1]: m for m in sorted(numbered, key=lambda m: int(m[2]))}
-    for kind, title in FIGURES.items():
-        if (match := latest.get(kind)) and (path := folder / match[0]).is_file():
-            yield f"{title} after {int(match[2]):,} iterations", path
 
 
 def _picture(title: str, path: Path) -> Picture:
     with Image.open(path, formats=("PNG",)) as file:  # others may start programs
         picture = file.convert("RGB")
-    picture.thumbnail((MOST_SIDE, MOST_SIDE), Image.Resampling.LANCZOS)
+    picture.thumbnail((1600, 1600), Image.Resampling.LANCZOS)  # px
     content = io.BytesIO()
-    picture.save(content, format="JPEG", quality=JPEG_QUALITY, optimize=True)
+    picture.save(content, format="JPEG", quality=85, optimize=True)
     text = base64.b64encode(content.getvalue()).decode("ascii")
     return Picture(title, f"data:image/jpeg;base64,{text}", picture.size)

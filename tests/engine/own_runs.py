@@ -8,6 +8,7 @@ from pathlib import Path
 from helpers import ROOT, key_values, signals_and_logging_kept
 
 from s4m_d2.commands import train
+from s4m_d2.engine.command.arguments import read_config
 
 from .conftest import SMALL
 
@@ -75,16 +76,16 @@ def overrides(output: Path, **changes) -> list[str]:
     return key_values(OPTIONS | {"OUTPUT_DIR": output}, **changes)
 
 
-def parsed(arguments):
-    """The options as train_net.py parses them."""
-    before, sys.argv = sys.argv, ["train_net.py", *map(str, arguments)]
-    try:
-        return train.parse_args()
-    finally:
-        sys.argv = before
+def parsed(config: str, *arguments):
+    return train.parse_args(["--config-file", config, *map(str, arguments)])
+
+
+def read(*arguments, config: str = CONFIG):
+    """Config and own data, as train_net.py reads them."""
+    return read_config(parsed(config, *arguments))
 
 
 def train_net(*arguments, config: str = CONFIG) -> int:
     """Run train_net.py with a config; its exit status."""
     with signals_and_logging_kept():
-        return train.start(parsed(["--config-file", config, *arguments]))
+        return train.start(parsed(config, *arguments))

@@ -18,7 +18,7 @@ from s4m_d2.data.images import Video
 from s4m_d2.engine import S4MCheckpointer, TeacherTrainer, stage_config
 from s4m_d2.engine.command.arguments import model_config
 from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
-from s4m_d2.engine.own_data.own_data import StoredData, store
+from s4m_d2.engine.own_data import StoredData, store
 from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.visualization import overlay, write_video
 
@@ -253,4 +253,4 @@ def test_no_two_files_have_one_overlay():
     names = ["a.jpg", "a.png", "A.bmp", "a.jpg", "b/a.jpg", "a.jpg"]
     media = {f"{index}/{name}": name for index, name in enumerate(names)}
     found = list(predict.output_names(media).values())
-    assert found == ["a", "a_png", "A_bmp", "a_jpg", "b/a", "a_2"]
+    assert found == ["a", "a_2", "A_3", "a_4", "b/a", "a_5"]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from s4m_d2.data.annotations import read_annotations
 from s4m_d2.engine.config_file import explicit_keys, load_config
-from s4m_d2.engine.own_data.derived_settings import (
+from s4m_d2.engine.derived_settings import (
     DataFacts,
     Machine,
     data_facts,

@@ -25,7 +25,7 @@ from s4m_d2.engine.labeling.gate import (
     sam_findings,
     split_labeled,
 )
-from s4m_d2.engine.own_data.own_data import load_run
+from s4m_d2.engine.own_data import load_run
 from s4m_d2.engine.stages import stage_config
 from s4m_d2.report import read_results
 from s4m_d2.sam import build_sam_backend

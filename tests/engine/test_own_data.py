@@ -7,13 +7,13 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from s4m_d2.data.images import read_image
-from s4m_d2.engine.command.arguments import read_config
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.labeling.gate import split_labeled
 from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.visualization import write_video
 
-from .own_runs import CONFIG, change_json, copied, make_data, only, overrides, own_options, parsed
+from . import own_runs
+from .own_runs import CONFIG, change_json, copied, make_data, only, overrides, own_options
 
 CLASSES = ["bicycle", "bus", "car", "motorcycle", "person", "rider", "train", "truck"]
 
@@ -34,7 +34,7 @@ def read(tmp_path):
 
     def of(options, config_file=CONFIG, flags=(), **changes):
         words = overrides(tmp_path / "run", **changes)
-        return read_config(parsed(["--config-file", config_file, *options, *flags, *words]))
+        return own_runs.read(*options, *flags, *words, config=config_file)
 
     return of
 
@@ -117,8 +117,6 @@ def test_a_video_alone_is_a_data_set_and_a_broken_one_is_named(changed, read):
     (changed / "broken.mp4").write_bytes(b"no video")
     with pytest.raises(DatasetError, match=r"broken\.mp4 cannot be read as a video"):
         read(own_options(changed, unlabeled=changed / "broken.mp4"))
-    with pytest.raises(ConfigError, match="--every"):
-        read([*own_options(changed), "--every", "0"])
 
 
 def test_an_image_is_labeled_unlabeled_or_of_the_drawn_split(data, read):
@@ -211,31 +209,25 @@ def test_classes_without_an_instance_and_too_few_queries_are_named(changed, read
     assert "no instance of tram:" in absent and "NUM_OBJECT_QUERIES is 3" in queries
 
 
-REFUSED = {
-    "no labeled json": ({"labeled": None}, {}, ConfigError, "--labeled"),
-    "no unlabeled folder": ({"unlabeled": None}, {}, ConfigError, "--unlabeled"),
-    "no such json": ({"labeled": "no.json"}, {}, DatasetError, r"no\.json: .*--labeled"),
-    "no such images": ({"images": "no"}, {}, DatasetError, "not in .*/no: .*--images"),
-    "no such folder": ({"unlabeled": "nowhere"}, {}, DatasetError, "/nowhere .*--unlabeled"),
-    "no such set": ({"val": "x.json"}, {}, DatasetError, r"x\.json: .*--val "),
-    "fraction": ({}, {"S4M__DATA__VAL_FRACTION": 1.0}, ConfigError, "VAL_FRACTION is 1.0"),
-    "names too": ({}, {"DATASETS__TRAIN": "('x',)"}, ConfigError, "DATASETS.TRAIN and S4M.DATA"),
-}  # fmt: skip
+REFUSED = [  # paths, more options, keys
+    ({"labeled": None}, (), {}, ConfigError, "--labeled"),
+    ({"unlabeled": None}, (), {}, ConfigError, "--unlabeled"),
+    ({"labeled": "no.json"}, (), {}, DatasetError, r"no\.json: .*--labeled"),
+    ({"labeled": "none.json"}, (), {}, DatasetError, "no image to train on"),
+    ({"images": "no"}, (), {}, DatasetError, "not in .*/no: .*--images"),
+    ({"unlabeled": "nowhere"}, (), {}, DatasetError, "/nowhere .*--unlabeled"),
+    ({"val": "x.json"}, (), {}, DatasetError, r"x\.json: .*--val "),
+    ({}, ("--unlabeled", "b"), {}, ConfigError, "--unlabeled takes one value.*b"),
+    ({}, ("--every", "0"), {}, ConfigError, "--every"),
+    ({}, (), {"S4M__DATA__VAL_FRACTION": 1.0}, ConfigError, "VAL_FRACTION is 1.0"),
+    ({}, (), {"DATASETS__TRAIN": "('x',)"}, ConfigError, "DATASETS.TRAIN and S4M.DATA"),
+]
 
 
-@pytest.mark.parametrize("mistake", REFUSED)
-def test_options_that_cannot_work_are_named(data, read, mistake):
-    options, changes, error, message = REFUSED[mistake]
-    with pytest.raises(error, match=message):
-        read(own_options(data, **options), **changes)
-
-
-def test_a_folder_given_beside_another_is_not_lost_silently(data, read):
-    with pytest.raises(ConfigError, match="--unlabeled takes one value.*elsewhere"):
-        read([*own_options(data), "--unlabeled", "elsewhere"])
-
-
-def test_a_json_without_images_is_refused(changed, read):
-    change_json(changed / "annotations.json", only(slice(0)))
-    with pytest.raises(DatasetError, match="no image to train on"):
-        read(own_options(changed))
+def test_options_that_cannot_work_are_named(changed, read, monkeypatch):
+    monkeypatch.chdir(changed)
+    (changed / "none.json").write_text((changed / "annotations.json").read_text())
+    change_json(changed / "none.json", only(slice(0)))
+    for paths, more, keys, error, message in REFUSED:
+        with pytest.raises(error, match=message):
+            read([*own_options(changed, **paths), *more], **keys)

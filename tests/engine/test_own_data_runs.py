@@ -10,28 +10,17 @@ import pytest
 import torch
 
 from s4m_d2 import __version__
+from s4m_d2.engine import own_data
 from s4m_d2.engine.checkpointing.weight_names import model_weights
-from s4m_d2.engine.command.arguments import read_config
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.figures.predictor import class_names
-from s4m_d2.engine.own_data import own_data
 from s4m_d2.engine.stages import stage_config
 from s4m_d2.engine.training.trainer import TeacherTrainer
 from s4m_d2.errors import DatasetError
 from s4m_d2.report import read_results
 from s4m_d2.visualization import write_video
 
-from .own_runs import (
-    CONFIG,
-    change_json,
-    copied,
-    make_data,
-    only,
-    overrides,
-    own_options,
-    parsed,
-    train_net,
-)
+from .own_runs import change_json, copied, make_data, only, overrides, own_options, read, train_net
 
 
 @pytest.fixture(scope="module")
@@ -124,14 +113,11 @@ def test_a_run_continues_with_the_data_that_it_began_with(finished, tmp_path, ca
 
 def test_without_changes_a_continued_run_says_nothing(finished, tmp_path):
     data, run = finished
-    words = ["--resume", *overrides(run)]
-    cfg, own = read_config(parsed(["--config-file", CONFIG, *own_options(data), *words]))
+    cfg, own = read(*own_options(data), "--resume", *overrides(run))
     assert not own.notes and not own.is_new
-    fresh, _ = read_config(parsed(["--config-file", CONFIG, *own_options(data), *words[1:]]))
-    assert cfg == fresh
+    assert cfg == read(*own_options(data), *overrides(run))[0]
     # Of what was derived, nothing follows another length.
-    words += ["SOLVER.MAX_ITER", "4000"]
-    longer, own = read_config(parsed(["--config-file", CONFIG, *own_options(data), *words]))
+    longer, own = read(*own_options(data), "--resume", *overrides(run, SOLVER__MAX_ITER=4000))
     longer.defrost()
     longer.SOLVER.MAX_ITER = cfg.SOLVER.MAX_ITER
     assert longer == cfg and {"S4M.EMA_DECAY", "TEST.EVAL_PERIOD"} <= {
@@ -177,13 +163,11 @@ def test_stored_data_are_read_back_whatever_names_have_and_damage_is_named(finis
 
 def test_a_run_of_stage_1_alone_cannot_go_on_with_stage_2(finished, tmp_path):
     data, words = finished[0], overrides(tmp_path / "run")
-    first = ["--config-file", CONFIG, *own_options(data, unlabeled=None)]
-    _, own = read_config(parsed([*first, *words, "S4M.STAGE", "teacher"]))
-    own.save()
-    both = ["--config-file", CONFIG, *own_options(data), "--resume", *words]
+    read(*own_options(data, unlabeled=None), *words, "S4M.STAGE", "teacher")[1].save()
+    both = [*own_options(data), "--resume", *words]
     with pytest.raises(DatasetError, match="another OUTPUT_DIR.*S4M.TEACHER_WEIGHTS .*teacher"):
-        read_config(parsed(both))
-    cfg, _ = read_config(parsed([*both, "S4M.STAGE", "teacher"]))
+        read(*both)
+    cfg, _ = read(*both, "S4M.STAGE", "teacher")
     assert cfg.DATASETS.TRAIN and not cfg.DATASETS.UNLABELED
 
 
@@ -206,8 +190,7 @@ def test_a_run_starts_from_another_by_class_names_with_corrected_images(finished
     change_json(corrected, relabel)
     more = ["--labeled", str(corrected), "--images", str(data / "unlabeled")]
     small = overrides(tmp_path / "again", MODEL__WEIGHTS=None)
-    words = [*own_options(data), *more, "--start-from", str(run), *small]
-    cfg, own = read_config(parsed(["--config-file", CONFIG, *words]))
+    cfg, own = read(*own_options(data), *more, "--start-from", run, *small)
     assert str(run / "student" / "model_final.pth") == cfg.MODEL.WEIGHTS
     assert own.stored.classes[-1] == "tram" and len(own.stored.classes) == 9
     unlabeled = {f"street_{i:05d}.png" for i in range(8, 12)}

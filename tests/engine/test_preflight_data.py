@@ -10,9 +10,8 @@ from PIL import Image
 
 from s4m_d2.data import ARPDatasetMapper
 from s4m_d2.data.images import unlabeled_records
-from s4m_d2.engine.checks.dataset_checks import dataset_findings
-from s4m_d2.engine.checks.findings import raise_all
-from s4m_d2.errors import ConfigError, DatasetError
+from s4m_d2.engine.checks.preflight import dataset_findings
+from s4m_d2.errors import ConfigError, DatasetError, raise_all
 
 from .preflight_cases import CLASSES, config
 

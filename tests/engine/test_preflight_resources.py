@@ -14,7 +14,7 @@ from torch import nn
 from s4m_d2.engine import S4MCheckpointer, TeacherTrainer, stage_config
 from s4m_d2.engine.checks import resource_checks as checks
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.engine.own_data.derived_settings import activation_bytes
+from s4m_d2.engine.derived_settings import activation_bytes
 from s4m_d2.engine.stages import STAGES
 
 GIB = 1 << 30
@@ -182,43 +182,28 @@ def test_a_model_that_computes_with_values_while_it_is_built(small_config):
     assert shapes(blueprint) == shapes(nn.ModuleDict({"part": nn.Linear(2, 3)}))
 
 
-REFUSED = [
-    ("MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 0),
-    ("MODEL.MASK_FORMER.OVERSAMPLE_RATIO", 0.5),
-    ("MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO", 1.5),
-    ("MODEL.MASK_FORMER.PRE_NORM", True),
-    ("MODEL.MASK_FORMER.DEC_LAYERS", 0),
-    ("MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE", "res5"),
-    ("MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", "Unknown"),
-    ("MODEL.MASK_FORMER.TEST.SEMANTIC_ON", True),
-    ("MODEL.MASK_FORMER.TEST.PANOPTIC_ON", True),
-    ("MODEL.MASK_FORMER.TEST.INSTANCE_ON", False),
-    ("MODEL.SEM_SEG_HEAD.NAME", "Unknown"),
-    ("MODEL.SEM_SEG_HEAD.CONVS_DIM", 40),
-    ("MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS", 3),
-    ("MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES", ["res7"]),
-    ("MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES", []),
-    ("INPUT.FORMAT", "YUV"),
-    ("MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", "FPN"),
-    ("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res5", "res9"]),
-    ("S4M.SAM.MAX_IMAGES", -1),
-    ("S4M.SAM.MAX_PROMPTS", 0),
-    ("S4M.SAM.PRECISION", "half"),
-    ("S4M.DISTILL.NAME", "none"),
-    ("S4M.DISTILL.HUBER_DELTA", 0.0),
-    ("S4M.DISTILL.NUM_POINTS", 0),
-    ("S4M.DISTILL.FOREGROUND_FRACTION", 1.5),
-    ("S4M.REFINE.METHOD", "boxes"),
-    ("S4M.REFINE.NUM_POINTS", 0),
-    ("S4M.REFINE.PROMPT", "boxes"),
-    ("S4M.REFINE.MIN_AGREEMENT", 1.5),
-    ("S4M.REFINE.NEGATIVE_POINTS", -1),
-    ("S4M.REFINE.TRIES", 0),
-]
+REFUSED = """
+    MODEL.MASK_FORMER.TRAIN_NUM_POINTS 0    MODEL.MASK_FORMER.OVERSAMPLE_RATIO 0.5
+    MODEL.MASK_FORMER.PRE_NORM True         MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO 1.5
+    MODEL.MASK_FORMER.DEC_LAYERS 0          MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE res5
+    MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME Unknown
+    MODEL.MASK_FORMER.TEST.SEMANTIC_ON True MODEL.MASK_FORMER.TEST.PANOPTIC_ON True
+    MODEL.MASK_FORMER.TEST.INSTANCE_ON False
+    MODEL.SEM_SEG_HEAD.NAME Unknown         MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME FPN
+    MODEL.SEM_SEG_HEAD.CONVS_DIM 40         MODEL.SEM_SEG_HEAD.IN_FEATURES ['res5','res9']
+    MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS 3
+    MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES ['res7']
+    MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES []
+    S4M.SAM.MAX_IMAGES -1                   S4M.SAM.MAX_PROMPTS 0     S4M.SAM.PRECISION half
+    S4M.DISTILL.NAME none                   S4M.DISTILL.NUM_POINTS 0  S4M.DISTILL.HUBER_DELTA 0.0
+    S4M.DISTILL.FOREGROUND_FRACTION 1.5     S4M.REFINE.METHOD boxes   S4M.REFINE.PROMPT boxes
+    S4M.REFINE.NUM_POINTS 0                 S4M.REFINE.TRIES 0        S4M.REFINE.MIN_AGREEMENT 1.5
+    S4M.REFINE.NEGATIVE_POINTS -1           INPUT.FORMAT YUV
+""".split()
 
 
 def test_what_a_constructor_refuses_is_an_error_of_its_line(small_config):
-    for key, value in REFUSED:
+    for key, value in zip(REFUSED[::2], REFUSED[1::2], strict=True):
         find = checks.sam_finding if key.startswith("S4M.") else checks.model_finding
         built, line = find(small_config(**{key.replace(".", "__"): value}))
         (error,) = line.errors

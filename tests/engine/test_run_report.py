@@ -12,10 +12,9 @@ from helpers import ROOT
 
 from s4m_d2 import __version__
 from s4m_d2.engine import TeacherTrainer, stage_config
-from s4m_d2.engine.checks.findings import Finding
 from s4m_d2.engine.command import run
 from s4m_d2.engine.command.run import draw_final, reported, write_facts
-from s4m_d2.errors import DivergenceError
+from s4m_d2.errors import DivergenceError, Finding
 
 
 @pytest.fixture
@@ -70,20 +69,17 @@ def test_a_report_that_fails_is_a_warning(folder, monkeypatch, caplog):
         assert not (folder / "report.html").exists()
 
 
-def test_what_a_killed_run_left_of_its_report_goes(folder):
+def test_the_main_process_writes_and_removes_what_a_killed_run_left(folder, monkeypatch):
     left, other = folder / ".report.html.a1b2c3d4.tmp", folder / ".notes.tmp"
     left.write_text("half a page")
     other.write_text("the user's")
-    with reported(str(folder)):
-        assert not left.exists() and not (folder / "report.html").exists()
-    assert other.exists() and "ended early" not in (folder / "report.html").read_text()
-
-
-def test_only_the_main_process_writes(folder, monkeypatch):
-    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+    with monkeypatch.context() as patch, reported(str(folder)):
+        patch.setattr(comm, "is_main_process", lambda: False)
+        assert not left.exists()
+    assert not (folder / "report.html").exists()
     with reported(str(folder)):
         pass
-    assert not (folder / "report.html").exists()
+    assert other.exists() and "ended early" not in (folder / "report.html").read_text()
 
 
 def test_the_final_models_are_drawn_in_evaluations_size_once_and_a_failure_is_a_warning(

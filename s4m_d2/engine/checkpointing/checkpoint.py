@@ -18,8 +18,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from s4m_d2.engine.checkpointing.weight_names import ClassLists, LoadReport, fit
-from s4m_d2.engine.checks.findings import attempt, raise_all
-from s4m_d2.errors import S4MError, WeightsError
+from s4m_d2.errors import S4MError, WeightsError, attempt, raise_all
 from s4m_d2.files import atomic_write, refused_object
 from s4m_d2.pretrained import PYPI, read_pypi_weights
 from s4m_d2.restricted_pickle import load_arrays

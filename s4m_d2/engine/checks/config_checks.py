@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -12,13 +11,13 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_H
 from detectron2.utils import comm
 
 from s4m_d2.data import DATASET_MAPPER_REGISTRY
-from s4m_d2.engine.checks.findings import attempt, raise_all
+from s4m_d2.engine.config_file import config_items
 from s4m_d2.engine.figures.figure_set import FIGURES
 from s4m_d2.engine.labeling.gate import GATES, OFF
 from s4m_d2.engine.labeling.pseudo_labeling import AMP, AUTO, FIXED, FLOAT32
 from s4m_d2.engine.stages import runs_stage
 from s4m_d2.engine.training.step import PRECISIONS
-from s4m_d2.errors import ConfigError, S4MError
+from s4m_d2.errors import ConfigError, S4MError, attempt, raise_all
 from s4m_d2.semi import ARP
 from s4m_d2.semi.refinement import AUTO_PROMPT, PROMPTS
 
@@ -117,20 +116,17 @@ def config_errors(
     return errors + next(filter(None, found), [])  # both mappers usually have the same error
 
 
-def _get(cfg: CfgNode, key: str) -> Any:
-    return functools.reduce(getattr, key.split("."), cfg)
-
-
 def value_errors(cfg: CfgNode) -> Iterator[S4MError]:
     """Errors of settings that are out of range or unknown, whatever they are used for."""
+    values = config_items(cfg)
     for keys, (expected, passes) in _RULES.items():
         for key in keys.split():
-            if not passes(_get(cfg, key)):
-                yield ConfigError(f"{key} is {_get(cfg, key)!r}; expected {expected}.")
+            if not passes(values[key]):
+                yield ConfigError(f"{key} is {values[key]!r}; expected {expected}.")
     for key, choices in _CHOICES.items():
         names = sorted(choice if isinstance(choice, str) else choice[0] for choice in choices)
-        if _get(cfg, key) not in names:
-            yield ConfigError(f"{key} is {_get(cfg, key)!r}; choose one of {', '.join(names)}.")
+        if values[key] not in names:
+            yield ConfigError(f"{key} is {values[key]!r}; choose one of {', '.join(names)}.")
     if cfg.S4M.REFINE.PROMPT == AUTO_PROMPT and cfg.S4M.REFINE.GATE == OFF:
         yield ConfigError(
             "S4M.REFINE.PROMPT is 'auto', which needs S4M.REFINE.GATE: set it to 'warn' or 'auto'."
@@ -175,8 +171,6 @@ def _training_errors(cfg: CfgNode, processes: int) -> Iterator[S4MError]:
             f"{cfg.SOLVER.MAX_ITER}: the teacher would never follow the student."
         )
     for key in ("SOLVER.IMS_PER_BATCH", "S4M.TEACHER.IMS_PER_BATCH", "S4M.UNLABELED_IMS_PER_BATCH"):
-        if _get(cfg, key) % processes:
-            yield ConfigError(
-                f"{key} is {_get(cfg, key)}; expected a multiple of the {processes} processes "
-                "that share the batch."
-            )
+        if (batch := config_items(cfg)[key]) % processes:
+            expected = f"expected a multiple of the {processes} processes that share the batch."
+            yield ConfigError(f"{key} is {batch}; {expected}")

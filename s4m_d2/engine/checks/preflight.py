@@ -3,39 +3,68 @@
 from __future__ import annotations
 
 import os
+import textwrap
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from tabulate import tabulate
 
+from s4m_d2.data import DATASET_MAPPER_REGISTRY, LabeledDatasetMapper, labeled_dataset_names
+from s4m_d2.data.annotations import targets
+from s4m_d2.data.splits import load_records
 from s4m_d2.engine.checkpointing.checkpoint import FINAL_CHECKPOINT, saved_state
+from s4m_d2.engine.checks import resource_checks as resources
 from s4m_d2.engine.checks.config_checks import config_errors
-from s4m_d2.engine.checks.dataset_checks import dataset_findings
-from s4m_d2.engine.checks.findings import Finding, PreflightReport, attempt
-from s4m_d2.engine.checks.resource_checks import (
-    disk_finding,
-    memory_finding,
-    model_finding,
-    output_dir_errors,
-    sam_finding,
-    stage_memory,
-    weight_findings,
-)
 from s4m_d2.engine.config_file import config_items, load_config
 from s4m_d2.engine.labeling.gate import WEIGHTS, sam_findings
 from s4m_d2.engine.labeling.quality import quality_findings
 from s4m_d2.engine.stages import STAGES, is_fixed, runs_stage, stage_config, stages_to_run
 from s4m_d2.engine.training.hooks import MAX_ITER, changes, continuation_errors, run_settings
-from s4m_d2.errors import ConfigError, S4MError, first_names
+from s4m_d2.errors import (
+    ConfigError,
+    DatasetError,
+    Finding,
+    S4MError,
+    attempt,
+    first_names,
+    first_of,
+    numbered,
+    printable,
+)
 from s4m_d2.report.run import CONFIG
+from s4m_d2.visualization import evenly_spaced
 
 _NOT_TRAINED_WITH = (  # beginnings of keys that a continued run may change
     "DATALOADER.NUM_WORKERS", "DATASETS.", "MODEL.DEVICE", "MODEL.WEIGHTS", "OUTPUT_DIR",
     "S4M.DATA.", "S4M.EVAL", "S4M.FIGURES.", "S4M.FINETUNE.", "S4M.QUALITY.", "S4M.STAGE",
     "S4M.TEACHER", "SOLVER.CHECKPOINT", "TEST.",
 )  # fmt: skip
-_SHOWN = 8  # changed settings in a message
+_SAMPLED_IMAGES = 8  # decoded of each data set
+_LISTED_CLASSES = 10  # with more, only the rarest and the most frequent are listed
+_WIDTH = 76  # characters of the table's middle column
+
+
+@dataclass(frozen=True)
+class PreflightReport:
+    """Findings in the order of the checks; ``str`` gives a table, then every problem."""
+
+    findings: Sequence[Finding]
+
+    @property
+    def errors(self) -> list[S4MError]:
+        return [error for finding in self.findings for error in finding.errors]
+
+    def __str__(self) -> str:
+        rows = [(f.item, textwrap.fill(printable(f.text), _WIDTH), f.status) for f in self.findings]
+        warnings = dict.fromkeys(w for f in self.findings for w in f.warnings)  # each once
+        problems = [f"Error: {error}" for error in self.errors]
+        problems += [f"Warning: {printable(warning)}" for warning in warnings]
+        return "\n".join([tabulate(rows, ("item", "finding", "status")), *numbered(problems)])
 
 
 def preflight(
@@ -64,7 +93,7 @@ def preflight(
     findings += [resume_finding(cfg, stages, num_processes)] if resume else []
     findings.append(_device_finding(cfg, num_processes, num_local))
     where = " and ".join(f"{stage}/" for stage in stages) or "nothing, every stage is finished"
-    refused = list(output_dir_errors(cfg, resume=resume))
+    refused = list(resources.output_dir_errors(cfg, resume=resume))
     findings.append(Finding("output", f"{cfg.OUTPUT_DIR}: {where}", refused))
     if errors:
         return PreflightReport(findings)
@@ -73,16 +102,37 @@ def preflight(
     data_are_right = not any(finding.errors for finding in of_data)
     if data_are_right:
         findings += quality_findings(cfg)
-    model, of_model = model_finding(cfg)
-    sam, of_sam = sam_finding(cfg)
+    model, of_model = resources.model_finding(cfg)
+    sam, of_sam = resources.sam_finding(cfg)
     findings += [of_model, of_sam]
     findings += sam_findings(cfg, sam) if with_sam and data_are_right else []
     if model is not None:
-        findings += weight_findings(cfg, model, stages, resume=resume)
-        needs = {stage: stage_memory(cfg, stage, model, sam, num_processes) for stage in stages}
-        findings.append(disk_finding(cfg, model, stages))
-        findings.append(memory_finding(cfg, needs, num_local))
+        findings += resources.weight_findings(cfg, model, stages, resume=resume)
+        findings.append(resources.disk_finding(cfg, model, stages))
+        needs = {s: resources.stage_memory(cfg, s, model, sam, num_processes) for s in stages}
+        findings.append(resources.memory_finding(cfg, needs, num_local))
     return PreflightReport(findings)
+
+
+def _schedule(cfg: CfgNode, stages: Sequence[str]) -> str:
+    parts = []
+    for stage in stages:
+        solver = stage_config(cfg, stage).SOLVER
+        batch = f"{solver.IMS_PER_BATCH} labeled"
+        if stage == "student":
+            batch += f" + {cfg.S4M.UNLABELED_IMS_PER_BATCH or solver.IMS_PER_BATCH} unlabeled"
+        parts.append(f"{stage} {solver.MAX_ITER:,} iterations of {batch}")
+    return "; ".join(parts) or "every stage is finished"
+
+
+def _device_finding(cfg: CfgNode, num_processes: int, num_local: int) -> Finding:
+    text = cfg.MODEL.DEVICE + (f", {num_processes} processes" if num_processes > 1 else "")
+    if not cfg.MODEL.DEVICE.startswith("cuda") or not torch.cuda.is_available():
+        return Finding("device", text)  # a device that is not there is an error of the settings
+    count = torch.cuda.device_count()
+    error = ConfigError(f"--num-gpus is {num_local}; expected at most {count}, the GPUs here.")
+    text += f", {count} x {torch.cuda.get_device_name(0)}"
+    return Finding("device", text, [error] * (num_local > count))
 
 
 def resume_finding(cfg: CfgNode, stages: Sequence[str], num_processes: int) -> Finding:
@@ -112,7 +162,7 @@ def resume_finding(cfg: CfgNode, stages: Sequence[str], num_processes: int) -> F
             warnings += changes(before, now)
     if texts and (differing := _differing(cfg)):
         warnings.append(
-            f"Not as when the run was last started: {first_names(differing, _SHOWN)}. Overrides "
+            f"Not as when the run was last started: {first_names(differing, 8)}. Overrides "
             "have to be repeated."
         )
     nothing = "there is nothing to resume: training begins"
@@ -129,12 +179,13 @@ def _differing(cfg: CfgNode) -> list[str]:
     before = attempt(load_config, path)[0] if os.path.isfile(path) else None
     if before is None:
         return []
-    old, reported = _leaves(before), run_settings(cfg, 1, has_teacher=True)
+    old, now = _leaves(before), _leaves(cfg)
+    reported = run_settings(cfg, 1, has_teacher=True)
     if os.path.basename(str(old["S4M.SAM.CHECKPOINT"])).startswith(WEIGHTS):  # the run's own
         del old["S4M.SAM.CHECKPOINT"]
     return [
         f"{key} {value!r} (was {old[key]!r})"
-        for key, value in _leaves(cfg).items()
+        for key, value in now.items()
         if old.get(key, value) != value
         and not key.startswith(_NOT_TRAINED_WITH)
         and key not in reported
@@ -142,7 +193,7 @@ def _differing(cfg: CfgNode) -> list[str]:
 
 
 def _leaves(cfg: CfgNode) -> dict[str, Any]:
-    items = ((key, v) for key, v in config_items(cfg) if not isinstance(v, CfgNode))
+    items = ((key, v) for key, v in config_items(cfg).items() if not isinstance(v, CfgNode))
     return {key: list(v) if isinstance(v, tuple) else v for key, v in items}
 
 
@@ -158,23 +209,135 @@ def _fixed_length_errors(cfg: CfgNode, stage: str, before: Mapping[str, Any]) ->
         )
 
 
-def _schedule(cfg: CfgNode, stages: Sequence[str]) -> str:
-    parts = []
-    for stage in stages:
-        solver = stage_config(cfg, stage).SOLVER
-        batch = f"{solver.IMS_PER_BATCH} labeled"
-        if stage == "student":
-            batch += f" + {cfg.S4M.UNLABELED_IMS_PER_BATCH or solver.IMS_PER_BATCH} unlabeled"
-        parts.append(f"{stage} {solver.MAX_ITER:,} iterations of {batch}")
-    return "; ".join(parts) or "every stage is finished"
+def dataset_findings(cfg: CfgNode) -> Iterator[Finding]:
+    """Lines on data sets: for each one, and for its classes. A few images are decoded.
+
+    Images in two sets, or twice in one, are errors too. Unreadable unlabeled images are one only if
+    all of the sample are: training skips them.
+    """
+    train = cfg.DATASETS.TRAIN
+    labeled, errors = attempt(labeled_dataset_names, train, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
+    if errors:
+        yield Finding("labeled data", f"{', '.join(train)}: cannot be loaded", errors)
+    unlabeled = cfg.DATASETS.UNLABELED if runs_stage(cfg, "student") else ()
+    roles = {"labeled": labeled or (), "unlabeled": unlabeled, "test": cfg.DATASETS.TEST}
+    owners: dict[str, tuple[str, str]] = {}
+    for role, name in ((role, name) for role, names in roles.items() for name in names):
+        records, errors = attempt(load_records, name)
+        if records is None:
+            yield Finding(f"{role} data", f"{name}: cannot be loaded", errors)
+            continue
+        errors = _shared_images(owners, role, name, records)
+        if role == "unlabeled":
+            yield _unlabeled_finding(cfg, name, records, errors)
+        else:
+            yield from _annotated_findings(cfg, role, name, records, errors)
 
 
-def _device_finding(cfg: CfgNode, num_processes: int, num_local: int) -> Finding:
-    shared = f", {num_processes} processes" if num_processes > 1 else ""
-    device = cfg.MODEL.DEVICE
-    if not device.startswith("cuda") or not torch.cuda.is_available():  # see config_checks
-        return Finding("device", device + shared)
-    count = torch.cuda.device_count()
-    text = f"{device}{shared}, {count} x {torch.cuda.get_device_name(0)}"
-    error = ConfigError(f"--num-gpus is {num_local}; expected at most {count}, the GPUs here.")
-    return Finding("device", text, [error] * (num_local > count))
+def _shared_images(
+    owners: dict[str, tuple[str, str]], role: str, name: str, records: Sequence[dict]
+) -> list[S4MError]:
+    """Errors of images twice in a role, or in test and training; labeled ones may be unlabeled too.
+
+    ``owners`` maps earlier images to (role, data set), and is updated.
+    """
+    shared = []
+    for record in records:
+        path = os.path.abspath(record["file_name"])
+        other_role, other = owners.get(path, (None, None))
+        if other_role == role or (other_role and role == "test"):
+            both = f"'{other}' ({other_role}) and in '{name}' ({role})"
+            shared.append(f"{path} is in {both}. Remove it from one, or name other data sets.")
+        owners[path] = role, name
+    return [DatasetError(first_of(shared))] if shared else []
+
+
+def _look_at(cfg: CfgNode, role: str, records: Sequence[dict]) -> tuple[int, list[str]]:
+    """Map some images as in training, or only decode those of a test set.
+
+    Returns the number of successes, and messages on the others and on unreadable headers.
+    """
+    if role == "test":
+        plain = {"geometry": (), "color": None, "image_format": cfg.INPUT.FORMAT}
+        mapper = LabeledDatasetMapper(**plain, num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+    else:
+        name = cfg.INPUT.DATASET_MAPPER_NAME if role == "labeled" else cfg.S4M.UNLABELED_MAPPER
+        mapper = DATASET_MAPPER_REGISTRY.get(name)(cfg, True)
+    sample = evenly_spaced(records, _SAMPLED_IMAGES)
+    refused = {}
+    for seed, record in enumerate(sample):
+        try:
+            mapper({**record, "seeds": {"augment": seed}})
+        except DatasetError as error:
+            refused[record["file_name"]] = str(error)
+    decoded = len(sample) - len(refused)
+    refused |= {r["file_name"]: r["unreadable"] for r in records if "unreadable" in r}
+    alike: dict[str, list[str]] = {}  # messages that differ in the image alone
+    for file_name, reason in refused.items():
+        alike.setdefault(reason.replace(file_name, ""), []).append(reason)
+    return decoded, [first_of(reasons) for reasons in alike.values()]
+
+
+def _unlabeled_finding(
+    cfg: CfgNode, name: str, records: Sequence[dict], shared: list[S4MError]
+) -> Finding:
+    decoded, reasons = _look_at(cfg, "unlabeled", records)
+    item, text = "unlabeled data", f"{name}: {len(records):,} images; {decoded} decoded"
+    if decoded:
+        return Finding(item, text, shared, [f"Unlabeled data set '{name}': {r}" for r in reasons])
+    error = f"The unlabeled data set '{name}': none of the sampled images can be used. {reasons[0]}"
+    return Finding(item, text, [*shared, DatasetError(error)])
+
+
+def _annotated_findings(
+    cfg: CfgNode, role: str, name: str, records: Sequence[dict], shared: list[S4MError]
+) -> Iterator[Finding]:
+    """Lines on the instances per image (minimum / mean / maximum), and on the classes."""
+    num_classes, metadata = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, MetadataCatalog.get(name)
+    classes = metadata.get("thing_classes") or [str(label) for label in range(num_classes)]
+    rows = (targets({"annotations": (), **record}) for record in records)
+    labels: list[list[Any]] = [[a.get("category_id") for a in of_image] for of_image in rows]
+    error: S4MError | None = None  # that would be every image's, too
+    if len(classes) != num_classes:
+        error = ConfigError(
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}; expected {len(classes)}, the number "
+            f"of classes of '{name}'."
+        )
+    elif not any(labels):
+        remedy = "Choose a larger split, or check its annotations."
+        error = DatasetError(f"'{name}' has {len(records)} images and no instance. {remedy}")
+    elif wrong := [
+        f"Data set '{name}': an annotation of {record['file_name']} has the class id {label}; "
+        f"expected 0 to {num_classes - 1}. Correct it, or the map of the data set's ids."
+        for record, of_image in zip(records, labels, strict=True)
+        for label in of_image
+        if label not in range(num_classes)
+    ]:
+        error = DatasetError(first_of(wrong))
+    decoded, reasons = (0, []) if error else _look_at(cfg, role, records)
+    errors = [*shared, *([error] if error else map(DatasetError, reasons))]
+    counts = [len(of_image) for of_image in labels]
+    found = metadata.get("findings")  # of our reader
+    text = (
+        f"{name}: {len(records):,} images, {sum(counts):,} instances ({min(counts)} / "
+        f"{sum(counts) / len(counts):.1f} / {max(counts)} per image); {decoded} decoded"
+    )
+    text += f"; {found.summary}" if found and found.summary else ""
+    yield Finding(f"{role} data", text, errors, found.warnings if found else ())
+    if not errors:
+        number = Counter(dict.fromkeys(classes, 0))
+        number.update(classes[label] for of_image in labels for label in of_image)
+        yield _class_finding(role, name, number)
+
+
+def _class_finding(role: str, name: str, number: Mapping[str, int]) -> Finding:
+    text = ", ".join(f"{label} {count:,}" for label, count in number.items())
+    if len(number) > _LISTED_CLASSES:
+        low, high = min(number, key=number.__getitem__), max(number, key=number.__getitem__)
+        text = f"{len(number)} classes, from {low} {number[low]:,} to {high} {number[high]:,}"
+    absent = [label for label in number if not number[label] and role == "labeled"]
+    warning = (
+        f"'{name}' has no instance of {', '.join(absent)}: the model cannot learn it. Label images "
+        "of it, remove the category, or choose another split (S4M.SPLIT_SEED, S4M.SPLIT_FILE)."
+    )
+    return Finding(f"{role} classes", text, (), [warning] if absent else [])

@@ -17,18 +17,16 @@ from torch import nn
 
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer, holds_run
 from s4m_d2.engine.checkpointing.weight_names import ClassLists
-from s4m_d2.engine.checks.findings import Finding, attempt, in_units, raise_all
+from s4m_d2.engine.derived_settings import activation_bytes
 from s4m_d2.engine.labeling.protocol import check_model
-from s4m_d2.engine.own_data.derived_settings import activation_bytes
-from s4m_d2.engine.own_data.own_data import class_lists
+from s4m_d2.engine.own_data import class_lists
 from s4m_d2.engine.stages import STAGES, final_weights, needs_sam, runs_stage, stage_config
-from s4m_d2.errors import ConfigError, S4MError
+from s4m_d2.errors import ConfigError, Finding, S4MError, attempt, raise_all
 from s4m_d2.losses.structural_distillation import build_distillation
 from s4m_d2.sam import SamBackend, build_sam_backend
 from s4m_d2.semi import build_refiner
 
 _Built = TypeVar("_Built")
-_OPTIMIZER_COPIES = {"ADAMW": 2, "SGD": 1}  # tensors of a trained parameter's size in its state
 
 
 def model_blueprint(cfg: CfgNode) -> nn.Module:
@@ -67,6 +65,12 @@ def _without_values(cfg: CfgNode, build: Callable[[CfgNode], _Built]) -> _Built:
         except RuntimeError:
             cfg.MODEL.DEVICE = "cpu"
             return build(cfg)
+
+
+def in_units(size: float) -> str:
+    """Format bytes in powers of 1024, such as 1.5 KiB."""
+    power = min(max(int(size).bit_length() - 1, 0) // 10, 4)
+    return f"{size / 1024**power:.1f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
 def bytes_of(module: nn.Module, *, trainable: bool = False) -> int:
@@ -157,9 +161,9 @@ def output_dir_errors(cfg: CfgNode, *, resume: bool) -> Iterator[S4MError]:
     """The same, without making anything."""
     parent = existing_parent(cfg.OUTPUT_DIR)
     if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
-        reason = f"'{parent}' is {'not writable' if os.path.isdir(parent) else 'a file'}"
         yield ConfigError(
-            f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' cannot be made: {reason}. Choose another folder."
+            f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' cannot be made: '{parent}' is "
+            f"{'not writable' if os.path.isdir(parent) else 'a file'}. Choose another folder."
         )
     for stage in STAGES:
         folder = stage_config(cfg, stage).OUTPUT_DIR
@@ -183,7 +187,7 @@ def existing_parent(path: str) -> str:
 def checkpoint_bytes(cfg: CfgNode, stage: str, model: nn.Module) -> int:
     """About how many bytes a stage saves: models (two in stage 2) and the optimizer's state."""
     models = 2 if stage == "student" else 1
-    copies = _OPTIMIZER_COPIES[cfg.SOLVER.OPTIMIZER]
+    copies = 2 if cfg.SOLVER.OPTIMIZER == "ADAMW" else 1  # of a trained parameter, in the state
     return models * bytes_of(model) + copies * bytes_of(model, trainable=True)
 
 

@@ -12,11 +12,10 @@ from detectron2.config import CfgNode, get_cfg
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.engine.checks.config_checks import value_errors
-from s4m_d2.engine.checks.findings import raise_all
-from s4m_d2.engine.config_file import load_config, place_run
-from s4m_d2.engine.own_data.own_data import OwnData, load_run
+from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.own_data import OwnData, load_run
 from s4m_d2.engine.stages import last_weights, run_config, run_folder
-from s4m_d2.errors import ConfigError, printable
+from s4m_d2.errors import ConfigError, printable, raise_all
 from s4m_d2.report.run import CONFIG
 
 # Options for own data (keys of S4M.DATA), with metavar and help.
@@ -28,8 +27,6 @@ _OWN_DATA = {
     "val": ("JSON", "COCO json to evaluate on (default: a share of the labeled images)"),
     "val_images": ("DIR", "folder of its file names (default: as --images)"),
 }
-_REPEATED = ("labeled", "images")
-MOST_PROBLEMS = 20  # printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,20 +44,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_config(args: argparse.Namespace, frames_dir: str = "") -> tuple[CfgNode, OwnData | None]:
     """Load the config, and register the own data that it names; see :func:`load_run`."""
-    paths = {name: getattr(args, name) for name in _OWN_DATA}  # and a number
-    for name in (n for n, given in paths.items() if given and n not in _REPEATED):
-        if len(paths[name]) > 1:
-            given = f"{len(paths[name])} are given: {', '.join(map(str, paths[name]))}"
-            remedy = "Folders are searched, with links in them."
-            raise ConfigError(f"--{name.replace('_', '-')} takes one value; {given}. {remedy}")
-        (paths[name],) = paths[name]
-    # Paths are quoted, as values are parsed as Python literals: a folder may be called 2024.
-    of_options = {f"S4M.DATA.{name.upper()}": repr(p) for name, p in paths.items() if p is not None}
+    words: list[str] = []
+    for name in filter(vars(args).get, _OWN_DATA):
+        given = getattr(args, name)
+        if name not in ("labeled", "images"):
+            if len(given) > 1:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} takes one value; {len(given)} are given: "
+                    f"{', '.join(map(str, given))}. Folders are searched, with links in them."
+                )
+            given = given[0]
+        # Quoted, as values are parsed as Python literals: a folder may be called 2024.
+        words += [f"S4M.DATA.{name.upper()}", repr(given)]
     if args.start_from:
-        of_options["MODEL.WEIGHTS"] = repr(last_weights(args.start_from))
+        words += ["MODEL.WEIGHTS", repr(last_weights(args.start_from))]
     return load_run(
         args.config_file,
-        [word for item in of_options.items() for word in item] + args.opts,
+        words + args.opts,
         resume=args.resume,
         eval_only=args.eval_only,
         num_processes=num_processes(args),
@@ -101,12 +101,11 @@ def model_config(config_file: str | None, weights: str, overrides: Sequence[str]
     """
     found = config_file or os.path.join(run_folder(weights), CONFIG)
     if not config_file and not os.path.isfile(found):
-        missing = f"The weights '{weights}' are not in OUTPUT_DIR/stage/ of a run: no '{found}'"
-        raise ConfigError(f"{missing}. Give its config as --config-file.")
-    cfg = load_config(found, overrides)
-    cfg.defrost()
-    place_run(cfg, found, overrides)
-    cfg = run_config(cfg)
+        raise ConfigError(
+            f"The weights '{weights}' are not in OUTPUT_DIR/stage/ of a run: no '{found}'. Give "
+            "its config as --config-file."
+        )
+    cfg = run_config(load_config(found, overrides))
     raise_all(value_errors(cfg))
     return cfg
 
@@ -134,10 +133,10 @@ def split_overrides(words: Sequence[str] | None = None) -> tuple[list[str], list
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Refuse options of Detectron2's argument parser that are out of range or misplaced."""
-    for option in ("num_gpus", "num_machines"):
-        if getattr(args, option) < 1:
-            given = f"--{option.replace('_', '-')} is {getattr(args, option)}"
-            raise ConfigError(f"{given}; expected 1 or more (MODEL.DEVICE cpu needs no GPU).")
+    for option, count in (("--num-gpus", args.num_gpus), ("--num-machines", args.num_machines)):
+        if count < 1:
+            expected = "1 or more (MODEL.DEVICE cpu needs no GPU)"
+            raise ConfigError(f"{option} is {count}; expected {expected}.")
     if args.machine_rank not in range(args.num_machines):
         expected = f"one from 0 to {args.num_machines - 1}, below --num-machines"
         raise ConfigError(f"--machine-rank is {args.machine_rank}; expected {expected}.")
@@ -152,14 +151,16 @@ def _check_overrides(words: Sequence[str]) -> None:
         )
 
 
+def natural(text: str, least: int = 0) -> int:
+    """Type of an option: whole number, at least 0."""
+    if not (text.isascii() and text.isdecimal()) or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {least}")
+    return int(text)
+
+
 def positive(text: str) -> int:
-    """Type of an option: whole number >= 1."""
-    return _whole(text, 1)
-
-
-def natural(text: str) -> int:
-    """Type of an option: whole number >= 0."""
-    return _whole(text, 0)
+    """Type of an option: whole number, at least 1."""
+    return natural(text, 1)
 
 
 def share(text: str) -> float:
@@ -170,19 +171,11 @@ def share(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
 
 
-def _whole(text: str, least: int) -> int:
-    if not (text.isascii() and text.isdecimal()) or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {least}")
-    return int(text)
-
-
 def print_problems(problems: Mapping[str, str], what: str) -> int:
     """Print to standard error to how many images ``what`` applies, and why; 1 if any, else 0."""
-    if not problems:
-        return 0
-    print(f"{len(problems)} image{'s' * (len(problems) != 1)} {what}:", file=sys.stderr)
-    for name, problem in list(problems.items())[:MOST_PROBLEMS]:
-        print(f"  {printable(f'{name}: {problem}')}", file=sys.stderr)
-    if len(problems) > MOST_PROBLEMS:
-        print(f"  and {len(problems) - MOST_PROBLEMS} more", file=sys.stderr)
-    return 1
+    lines = [f"  {printable(f'{name}: {problem}')}" for name, problem in problems.items()]
+    if lines:
+        title = f"{len(lines)} image{'s' * (len(lines) != 1)} {what}:"
+        more = [f"  and {len(lines) - 20} more"] * (len(lines) > 20)
+        print(title, *lines[:20], *more, sep="\n", file=sys.stderr)
+    return int(bool(lines))

@@ -30,7 +30,6 @@ from s4m_d2.files import disk_error
 
 Main = Callable[[argparse.Namespace], Any]
 
-_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # of a launcher
 _SIGNALED = 128  # exit status of a signal n is 128 + n, as in shells
 EXIT_INTERRUPTED = _SIGNALED + signal.SIGINT
 _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -69,19 +68,18 @@ def launch(main: Main, args: argparse.Namespace) -> None:
 
 
 def _join(main: Main, args: argparse.Namespace) -> None:
-    with plain_endings():
-        missing = [n for n in (*_NUMBERS, "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(n)]
-        if missing:
-            raise ConfigError(
-                f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}: use torchrun, which "
-                "sets them all, or unset RANK and WORLD_SIZE and use --num-gpus."
-            )
-        rank, world_size, local_rank, local_size = (int(os.environ[name]) for name in _NUMBERS)
+    numbers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    missing = [n for n in (*numbers, "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(n)]
+    if missing:
+        raise ConfigError(
+            f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}: use torchrun, which "
+            "sets them all, or unset RANK and WORLD_SIZE and use --num-gpus."
+        )
+    rank, world_size, local_rank, local_size = (int(os.environ[name]) for name in numbers)
     if world_size > 1:
-        backend = "gloo"
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank)
-            backend = "nccl"
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=DEFAULT_TIMEOUT)
         comm.create_local_process_group(local_size)
         comm.synchronize()

@@ -24,8 +24,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
-from s4m_d2.engine.checks.findings import Finding, PreflightReport
-from s4m_d2.engine.checks.preflight import preflight
+from s4m_d2.engine.checks.preflight import PreflightReport, preflight
 from s4m_d2.engine.checks.resource_checks import check_output_dir
 from s4m_d2.engine.command.arguments import num_processes, read_config
 from s4m_d2.engine.command.launch import as_text
@@ -34,7 +33,7 @@ from s4m_d2.engine.labeling.gate import adapted_config, decide_by_sam
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.stages import STAGES, final_weights, stage_config, stages_to_run
 from s4m_d2.engine.training.trainer import FineTuneTrainer, S4MTrainer, TeacherTrainer
-from s4m_d2.errors import ConfigError
+from s4m_d2.errors import ConfigError, Finding
 from s4m_d2.files import remove_temporaries
 from s4m_d2.report import write_report, write_results
 from s4m_d2.report.run import FACTS
@@ -48,8 +47,6 @@ except ImportError:  # not POSIX
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
-DRAWN_AT_END = ("predictions", "pseudo_labels")
-IMAGES = 4  # of each
 
 
 def check(args: argparse.Namespace) -> PreflightReport:
@@ -148,9 +145,9 @@ def write_facts(folder: str, findings: Iterable[Finding] = ()) -> dict[str, str]
     for f in findings:  # some have the same name
         texts.setdefault(f.item, []).append(f.text + f" ({f.status})" * (f.status != "ok"))
     facts = {item: "; ".join(of_item) for item, of_item in texts.items()}
-    facts |= {"s4m_d2": sys.modules["s4m_d2"].__version__, "platform": platform.platform()}
-    facts["Python"] = platform.python_version()
-    facts |= {part.__name__: part.__version__ for part in (detectron2, torch, torchvision, numpy)}
+    facts |= {"platform": platform.platform(), "Python": platform.python_version()}
+    parts = (sys.modules["s4m_d2"], detectron2, torch, torchvision, numpy)
+    facts |= {part.__name__: part.__version__ for part in parts}
     if torch.cuda.is_available():
         facts["GPU"] = f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}"
     write_results(facts, os.path.join(folder, FACTS))
@@ -189,10 +186,9 @@ def draw_final(cfg: CfgNode, model: nn.Module, labeling: PseudoLabeling | None =
     if not comm.is_main_process() or not cfg.DATASETS.TEST:
         return
     try:
-        figures = FigureSet.of_stage(cfg, IMAGES, model, labeling, resized=True)
-        for name in figures.choose(DRAWN_AT_END):
-            file = f"{name}_{cfg.SOLVER.MAX_ITER:07d}.png"
-            path = os.path.join(cfg.OUTPUT_DIR, FOLDER, file)
+        figures = FigureSet.of_stage(cfg, 4, model, labeling, resized=True)
+        for name in figures.choose(("predictions", "pseudo_labels")):
+            path = os.path.join(cfg.OUTPUT_DIR, FOLDER, f"{name}_{cfg.SOLVER.MAX_ITER:07d}.png")
             if not os.path.exists(path):
                 write_png(figures.draw(name), path)
     except Exception as error:  # must not end the run

@@ -16,9 +16,9 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from s4m_d2.engine import own_data
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
-from s4m_d2.engine.own_data import own_data
 from s4m_d2.engine.stages import stage_config
 from s4m_d2.errors import ConfigError
 from s4m_d2.evaluation import masks_as_rle

@@ -25,14 +25,13 @@ from s4m_d2.data.images import read_image
 from s4m_d2.data.segmentations import transform_masks
 from s4m_d2.data.splits import photograph, true_records
 from s4m_d2.engine.checkpointing.checkpoint import holds_run
-from s4m_d2.engine.checks.findings import Finding, attempt
 from s4m_d2.engine.checks.resource_checks import sam_bytes
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.labeling.quality import AFTER, BEFORE, QualityMeasurement, quality_class_names
 from s4m_d2.engine.rng import derive_seed, undisturbed_generators
 from s4m_d2.engine.stages import STAGES, needs_sam, run_folder, runs_stage
 from s4m_d2.engine.training.build import labeled_names
-from s4m_d2.errors import DatasetError
+from s4m_d2.errors import DatasetError, Finding, attempt
 from s4m_d2.files import atomic_write
 from s4m_d2.report import read_results, stored_results, write_results
 from s4m_d2.report.run import CONFIG

@@ -19,13 +19,12 @@ from detectron2.utils.events import get_event_storage
 
 from s4m_d2.data import TrueLabelsMapper
 from s4m_d2.data.splits import has_true_labels, true_records
-from s4m_d2.engine.checks.findings import Finding
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import sample_seeds, undisturbed_generators
 from s4m_d2.engine.stages import runs_stage
 from s4m_d2.engine.training.build import labeled_names
 from s4m_d2.engine.training.step import PRECISIONS
-from s4m_d2.errors import ConfigError, DatasetError, S4MError
+from s4m_d2.errors import ConfigError, DatasetError, Finding, S4MError
 from s4m_d2.evaluation import PseudoLabelQuality
 from s4m_d2.files import remove_lines
 from s4m_d2.report.run import MEASURES

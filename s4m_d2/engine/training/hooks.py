@@ -19,8 +19,7 @@ from detectron2.utils.events import EventWriter, get_event_storage
 from torch import Tensor, nn
 
 from s4m_d2.engine import rng
-from s4m_d2.engine.checks.findings import raise_all
-from s4m_d2.errors import ConfigError, DivergenceError, first_names
+from s4m_d2.errors import ConfigError, DivergenceError, first_names, raise_all
 from s4m_d2.files import remove_lines
 from s4m_d2.report import write_results
 from s4m_d2.semi.ema_teacher import EMATeacher, TeacherPhase, teacher_phase

@@ -36,7 +36,7 @@ from s4m_d2.engine.labeling.gate import (
 )
 from s4m_d2.engine.labeling.protocol import check_model
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
-from s4m_d2.engine.own_data.own_data import class_lists
+from s4m_d2.engine.own_data import class_lists
 from s4m_d2.engine.rng import derive_seed
 from s4m_d2.engine.training import build, hooks
 from s4m_d2.engine.training.step import PRECISIONS, StudentStep, TeacherStep

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
@@ -20,19 +19,17 @@ from s4m_d2.data.annotations import Annotations, Findings, read_annotations, tar
 from s4m_d2.data.images import copies, list_unlabeled
 from s4m_d2.data.merging import merge_annotations
 from s4m_d2.data.splits import draw_validation, photograph
-from s4m_d2.engine.checks.findings import Finding, raise_all
-from s4m_d2.engine.config_file import explicit_keys, load_config, place_run
-from s4m_d2.engine.own_data.derived_settings import (
+from s4m_d2.engine.config_file import explicit_keys, load_config
+from s4m_d2.engine.derived_settings import (
     DataFacts,
     Derived,
     Machine,
-    apply,
     data_facts,
     derive,
 )
 from s4m_d2.engine.stages import run_config, run_folder, runs_stage
-from s4m_d2.errors import ConfigError, DatasetError, S4MError
-from s4m_d2.files import atomic_write, digest
+from s4m_d2.errors import ConfigError, DatasetError, Finding, S4MError, raise_all
+from s4m_d2.files import digest, write_json
 from s4m_d2.tiling import build_tiling
 
 logger = logging.getLogger(__name__)
@@ -46,13 +43,14 @@ SETTINGS = "settings.json"  # written last: with it, the folder is complete
 _VERSION = 1
 
 _PATHS = ("LABELED", "IMAGES", "UNLABELED", "VAL", "VAL_IMAGES")
-_ARP, _ARP_GATED = "S4M.ARP.ENABLED", "S4M.ARP.GATED"
-_CLASSES = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
-_read = functools.partial(
-    read_annotations,
-    remedy="--labeled and --val (S4M.DATA.LABELED, VAL) name COCO files of instances, --images and "
-    "--val-images (S4M.DATA.IMAGES, VAL_IMAGES) the folders that each 'file_name' starts from.",
-)
+
+
+def _read(json_file: str, image_root: str, classes: Sequence[str] = ()) -> Annotations:
+    remedy = (
+        "--labeled and --val (S4M.DATA.LABELED, VAL) name COCO files of instances, --images and "
+        "--val-images (S4M.DATA.IMAGES, VAL_IMAGES) the folders that each 'file_name' starts from."
+    )
+    return read_annotations(json_file, image_root, classes=classes, remedy=remedy)
 
 
 @dataclass(frozen=True)
@@ -82,12 +80,6 @@ def class_lists(cfg: CfgNode) -> tuple[Sequence[str], Sequence[str]]:
         return (), ()
     classes = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
     return read_stored(folder).classes, classes or ()
-
-
-def write_json(path: str, content: object, indent: int | None = None) -> None:
-    """Write a JSON file."""
-    with atomic_write(path) as file:
-        json.dump(content, file, indent=indent)
 
 
 def store(folder: str, stored: StoredData, train: dict) -> None:
@@ -194,8 +186,7 @@ def load_run(
     """
     cfg, explicit = load_config(config_file, opts), explicit_keys(config_file, opts)
     cfg.defrost()
-    place_run(cfg, config_file, opts)
-    cfg.S4M.ARP.GATED &= _ARP not in explicit or _ARP_GATED in explicit
+    cfg.S4M.ARP.GATED &= "S4M.ARP.ENABLED" not in explicit or "S4M.ARP.GATED" in explicit
     if not any(getattr(cfg.S4M.DATA, key) for key in _PATHS):
         return run_config(cfg), None
     for key in filter(cfg.S4M.DATA.get, _PATHS):
@@ -203,8 +194,7 @@ def load_run(
         cfg.S4M.DATA[key] = _full(paths) if isinstance(paths, str) else tuple(map(_full, paths))
     folder = _stored_folder(cfg, resume, eval_only)
     raise_all(_key_errors(cfg, opts[::2], needs_labeled=not (eval_only and folder)))
-    if _CLASSES not in opts[::2]:  # of a file it is another data set's
-        explicit.discard(_CLASSES)
+    explicit -= {"MODEL.SEM_SEG_HEAD.NUM_CLASSES"} - {*opts[::2]}  # of a file: of other data
     if folder is None:
         data = _begin(cfg, explicit, num_processes, eval_only, frames_dir)
     else:
@@ -346,7 +336,9 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
             f"Start that in another OUTPUT_DIR: S4M.STAGE student S4M.TEACHER_WEIGHTS {weights}"
         )
     kept = [setting.key for setting in stored.settings if setting.key in explicit]
-    apply(cfg, [setting for setting in stored.settings if setting.key not in kept])
+    for setting in stored.settings:
+        if setting.key not in kept:
+            cfg.merge_from_list([setting.key, setting.value])
     folders, val_images = _image_dirs(cfg)
     has_changed = _labeled_digest(cfg) != stored.labeled_digest  # other files, of other folders
     images = has_changed and stored.image_root or os.path.commonpath(folders or [folder])

@@ -23,37 +23,15 @@ from s4m_d2.structures import decode_window
 from s4m_d2.tiling import Tiling
 
 _GIB = 1 << 30
-SIZE_STEP = 32  # px: the backbone's largest stride
-LSJ = "coco_instance_lsj"
-_JITTER_TENTHS = range(5, 21)  # shortest edges from 0.5 to 2 times the image's
-_MOST_JITTER = 4  # maximum of the longer edge, in longer edges of a typical image
+_SIZE_STEP = 32  # px: the backbone's largest stride
+_ITERATION_STEP = 50
+_LSJ = "coco_instance_lsj"
+_NEARLY_ALL = 95  # % of the images or tiles
 
 # Activations of a training step on a GPU: of each image (labeled or unlabeled), and of each million
 # of its pixels. Fitted to tools/memory.py: ResNet-50 with AMP, crops of 512 x 1024 and 1024 x 1024.
 _BYTES_OF_IMAGE, _BYTES_OF_MEGAPIXEL = _GIB // 2, 11 * _GIB // 4
 _BYTES_OF_MODELS = 6 * _GIB  # both, the optimizer's state, a large SAM, and what CUDA takes itself
-_MEMORY_USED = 0.9
-_FEWEST_A_PROCESS, _MOST_IN_BATCH = 2, 16  # ARP exchanges instances between two images
-
-_FEWEST_QUERIES, _QUERY_STEP, _QUERIES_AN_INSTANCE = 100, 50, 1.5
-_ITERATION_STEP = 50
-_STUDENT_TO_TEACHER = 2  # stage 2 also begins with the backbone alone
-_BURN_IN_SHARE = {True: 1 / 6, False: 1 / 2}  # with and without a pre-trained backbone
-_FEWEST_BURN_IN = 300  # up to half of stage 2: the heads are never pre-trained
-_HALF_LIFE_SHARE = 0.1  # of the iterations after burn-in
-_MOST_EMA_DECAY = 0.9996  # the published one
-_EMA_DIGITS = 5
-_MOST_PASTE_SHARE = 0.0029  # COCO's 3,000 px of 1024 x 1024
-_NEARLY_ALL_IN_ONE_PIECE = 0.99
-_USUAL_INSTANCES = 30  # per image; the default of S4M.PSEUDO_LABEL.COUNT_BAND is for these
-_PERIODS = 10  # evaluations and checkpoints of stage 2
-
-_INSTANCES_A_SIDE = 8  # median instances side by side in an image that is small enough
-_MANY, _FEW, _NEARLY_ALL = 30, 12, 95  # in so many % of the images, of the tiles
-_ROOM, _USUAL_SIDE = 1.5, 90  # least side of a tile, in sides of this percentile of the instances
-_SMALLEST_TILE = 64  # px
-_COUNTED_IMAGES = 1000  # evenly spaced ones
-_PIXELS_LOOKED_AT = 1 << 28  # of encoded masks, evenly spaced ones
 
 
 @dataclass(frozen=True)
@@ -89,7 +67,6 @@ class Budget:
 
 GPU = Budget("on a GPU", 1024, 512, (150, 2000, 90_000), (20, 5000, 180_000))
 CPU = Budget("on a CPU", 512, 192, (30, 300, 3000), (8, 800, 8000))
-_CPU_BATCH = 4
 
 
 @dataclass(frozen=True)
@@ -127,15 +104,9 @@ def derive(
             if setting.key in explicit:
                 kept.append(setting.key)
             else:
-                apply(cfg, [setting])
+                cfg.merge_from_list([setting.key, setting.value])
                 settings.append(setting)
     return settings, kept
-
-
-def apply(cfg: CfgNode, settings: Sequence[Derived]) -> None:
-    """Set these in a config that is not frozen."""
-    for setting in settings:
-        cfg.merge_from_list([setting.key, setting.value])
 
 
 def _up(value: float, step: int) -> int:
@@ -146,25 +117,27 @@ def _sizes(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[Derive
     if facts.tile[0]:
         yield Derived("INPUT.TILE.SIZE", *facts.tile)
     budget = machine.budget
-    side = min(_up(facts.long_side, SIZE_STEP), budget.longest_side)
+    side = min(_up(facts.long_side, _SIZE_STEP), budget.longest_side)
     why = f"median of the {facts.unit}s' longer sides {facts.long_side:g} px"
     why += f", at most {side} {budget.name}" if facts.long_side > side else ""
     if cfg.INPUT.TILE.SIZE and side < budget.tile_side:
         side = budget.tile_side
         why += f", enlarged to {side} {budget.name}"
-    if cfg.INPUT.DATASET_MAPPER_NAME == LSJ:
-        yield Derived("INPUT.IMAGE_SIZE", side, f"{why}, in steps of {SIZE_STEP}")
+    why += f", in steps of {_SIZE_STEP}"
+    is_lsj = cfg.INPUT.DATASET_MAPPER_NAME == _LSJ
+    if is_lsj:
+        yield Derived("INPUT.IMAGE_SIZE", side, why)
         side = cfg.INPUT.IMAGE_SIZE
     scale = side / facts.long_side
     short = max(1, round(facts.short_side * scale))
-    if cfg.INPUT.DATASET_MAPPER_NAME != LSJ:
-        crop = [_up(length * scale - 0.5, SIZE_STEP) for length in (facts.height, facts.width)]
+    if not is_lsj:
+        crop = [_up(length * scale - 0.5, _SIZE_STEP) for length in (facts.height, facts.width)]
         yield Derived("INPUT.CROP.ENABLED", True, "images have one size after it")
         yield Derived("INPUT.CROP.TYPE", "absolute", "images have one size after it")
-        yield Derived("INPUT.CROP.SIZE", crop, f"{why}, in steps of {SIZE_STEP}")
-        edges = tuple(max(1, short * tenth // 10) for tenth in _JITTER_TENTHS)
+        yield Derived("INPUT.CROP.SIZE", crop, why)
+        edges = tuple(max(1, short * tenth // 10) for tenth in range(5, 21))
         yield Derived("INPUT.MIN_SIZE_TRAIN", edges, "0.5 to 2 times the shorter side")
-        yield Derived("INPUT.MAX_SIZE_TRAIN", _MOST_JITTER * side, "lets the shorter side decide")
+        yield Derived("INPUT.MAX_SIZE_TRAIN", 4 * side, "lets the shorter side decide")
     like_training = "the size in training, without jitter"
     yield Derived("INPUT.MIN_SIZE_TEST", short, like_training)
     yield Derived("INPUT.MAX_SIZE_TEST", side, like_training)
@@ -172,7 +145,7 @@ def _sizes(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[Derive
 
 def _model(cfg, facts: DataFacts, machine, explicit) -> Iterator[Derived]:
     yield Derived("MODEL.SEM_SEG_HEAD.NUM_CLASSES", facts.classes, "categories of the json")
-    needed = max(_FEWEST_QUERIES, _up(_QUERIES_AN_INSTANCE * facts.most_instances, _QUERY_STEP))
+    needed = max(100, _up(1.5 * facts.most_instances, 50))
     why = f"up to {facts.most_instances} instances per {facts.unit}"
     yield Derived("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", needed, why)
     detections = max(needed, cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES)
@@ -180,16 +153,16 @@ def _model(cfg, facts: DataFacts, machine, explicit) -> Iterator[Derived]:
 
 
 def _batch(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[Derived]:
-    a_process, why = _CPU_BATCH, "on a CPU"
+    a_process, why = 4, "on a CPU"
     if machine.gpu_bytes:
-        free = _MEMORY_USED * machine.gpu_bytes - _BYTES_OF_MODELS
+        free = 0.9 * machine.gpu_bytes - _BYTES_OF_MODELS
         a_process = int(free / (2 * activation_bytes(cfg)))  # labeled and unlabeled
         why = f"estimated for {machine.gpu_bytes / _GIB:.0f} GiB a GPU"
     labeled = facts.labeled // machine.processes
     if labeled < a_process:
         a_process, why = labeled, f"{facts.labeled} labeled {facts.unit}s"
-    most = _MOST_IN_BATCH // machine.processes
-    a_process = max(_FEWEST_A_PROCESS, min(a_process, most))
+    # ARP exchanges instances between two images of a process.
+    a_process = max(2, min(a_process, 16 // machine.processes))
     if machine.processes > 1:
         why += f", {machine.processes} processes"
     yield Derived("SOLVER.IMS_PER_BATCH", a_process * machine.processes, why)
@@ -199,7 +172,7 @@ def activation_bytes(cfg: CfgNode) -> float:
     """Bytes of an image's activations in a training step on a GPU: an estimate."""
     size, crop = cfg.INPUT, cfg.INPUT.CROP
     pixels = max(size.MIN_SIZE_TRAIN) * size.MAX_SIZE_TRAIN
-    if size.DATASET_MAPPER_NAME == LSJ:
+    if size.DATASET_MAPPER_NAME == _LSJ:
         pixels = size.IMAGE_SIZE**2
     elif crop.ENABLED and crop.TYPE == "absolute":
         pixels = crop.SIZE[0] * crop.SIZE[1]
@@ -207,8 +180,7 @@ def activation_bytes(cfg: CfgNode) -> float:
 
 
 def _iterations(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[Derived]:
-    budget = machine.budget
-    solver = cfg.SOLVER
+    budget, solver = machine.budget, cfg.SOLVER
     batch = cfg.S4M.TEACHER.IMS_PER_BATCH or solver.IMS_PER_BATCH
     teacher, why = _rounds(facts.labeled, f"labeled {facts.unit}s", batch, budget.teacher)
     if "SOLVER.MAX_ITER" in explicit and solver.MAX_ITER < teacher:
@@ -218,9 +190,9 @@ def _iterations(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[D
         return
     batch = cfg.S4M.UNLABELED_IMS_PER_BATCH or solver.IMS_PER_BATCH
     student, why = _rounds(facts.unlabeled, f"unlabeled {facts.unit}s", batch, budget.student)
-    fewest = min(_STUDENT_TO_TEACHER * cfg.S4M.TEACHER.MAX_ITER, budget.student[2])
-    if runs_stage(cfg, "teacher") and student < fewest:
-        student, why = fewest, f"{_STUDENT_TO_TEACHER} times stage 1"
+    fewest = min(2 * cfg.S4M.TEACHER.MAX_ITER, budget.student[2])
+    if runs_stage(cfg, "teacher") and student < fewest:  # it begins with the backbone alone, too
+        student, why = fewest, "2 times stage 1"
     yield Derived("SOLVER.MAX_ITER", student, why)
 
 
@@ -239,18 +211,19 @@ def _teacher_of_student(cfg, facts, machine, explicit) -> Iterator[Derived]:
     """Burn-in and EMA decay."""
     if not runs_stage(cfg, "student"):
         return
-    pretrained = bool(cfg.MODEL.WEIGHTS) or cfg.MODEL.TIMM.PRETRAINED
-    share = _BURN_IN_SHARE[pretrained]
-    start = "a pre-trained backbone" if pretrained else "nothing pre-trained"
-    why = f"1/{1 / share:.0f} of {cfg.SOLVER.MAX_ITER:,} iterations, with {start}"
-    burn_in = round(share * cfg.SOLVER.MAX_ITER)
-    fewest = min(_FEWEST_BURN_IN, cfg.SOLVER.MAX_ITER // 2)
+    length = cfg.SOLVER.MAX_ITER
+    part, start = 2, "nothing pre-trained"
+    if cfg.MODEL.WEIGHTS or cfg.MODEL.TIMM.PRETRAINED:
+        part, start = 6, "a pre-trained backbone"
+    why = f"1/{part} of {length:,} iterations, with {start}"
+    burn_in = round(1 / part * length)
+    fewest = min(300, length // 2)  # the heads are never pre-trained
     if burn_in < fewest:
         burn_in, why = fewest, f"{why}, would be fewer than that"
     yield Derived("S4M.BURN_IN", burn_in, why)
-    left = max(1, cfg.SOLVER.MAX_ITER - cfg.S4M.BURN_IN)
-    half_life = max(1.0, _HALF_LIFE_SHARE * left)
-    decay = min(_MOST_EMA_DECAY, round(0.5 ** (1 / half_life), _EMA_DIGITS))
+    left = max(1, length - cfg.S4M.BURN_IN)
+    half_life = max(1.0, 0.1 * left)
+    decay = min(0.9996, round(0.5 ** (1 / half_life), 5))  # at most the published one
     half_life = round(math.log(0.5) / math.log(decay))
     why = f"half-life {half_life:,} of {left:,} iterations after burn-in"
     yield Derived("S4M.EMA_DECAY", decay, why)
@@ -258,15 +231,15 @@ def _teacher_of_student(cfg, facts, machine, explicit) -> Iterator[Derived]:
 
 def _instances(cfg, facts: DataFacts, machine, explicit) -> Iterator[Derived]:
     half = facts.instance_share / 2
-    share, why = _MOST_PASTE_SHARE, "as for COCO: smaller instances are not pasted"
+    share, why = 0.0029, "as for COCO: smaller instances are not pasted"  # 3,000 px of 1024 x 1024
     if half < share:
         share = float(f"{half:.2g}")
         why = f"half of the median instance, {100 * facts.instance_share:.2g} % of its {facts.unit}"
     yield Derived("S4M.ARP.MIN_AREA_FRACTION", share, why)
-    if facts.in_one_piece >= _NEARLY_ALL_IN_ONE_PIECE:
+    if facts.in_one_piece >= 0.99:
         why = f"{100 * facts.in_one_piece:.3g} % of the instances are in one piece"
         yield Derived("MODEL.MASK_FORMER.TEST.LARGEST_COMPONENT", True, why)
-    if facts.most_instances > _USUAL_INSTANCES:
+    if facts.most_instances > 30:  # for which the default is
         band = (cfg.S4M.PSEUDO_LABEL.COUNT_BAND[0], 2.0 * facts.most_instances)
         why = f"twice the {facts.most_instances} instances of one {facts.unit}"
         yield Derived("S4M.PSEUDO_LABEL.COUNT_BAND", band, why)
@@ -274,7 +247,7 @@ def _instances(cfg, facts: DataFacts, machine, explicit) -> Iterator[Derived]:
 
 def _periods(cfg, facts: DataFacts, machine, explicit) -> Iterator[Derived]:
     longest = cfg.SOLVER.MAX_ITER if runs_stage(cfg, "student") else cfg.S4M.TEACHER.MAX_ITER
-    period = _up(longest / _PERIODS, _ITERATION_STEP)
+    period = _up(longest / 10, _ITERATION_STEP)
     why = f"a tenth of {longest:,} iterations"
     if facts.validation:
         yield Derived("TEST.EVAL_PERIOD", period, why)
@@ -289,27 +262,33 @@ def suitable_tile(records: Sequence[dict]) -> tuple[int, str]:
     all have at most 12 instances, if nine tenths of the instances still fit well and tiles are
     smaller than half of the image.
     """
-    records = records[:: -(-len(records) // _COUNTED_IMAGES) or 1]
+    records = records[:: -(-len(records) // 1000) or 1]
     sides = [max(a["bbox"][2:]) for record in records for a in targets(record)]
     if not sides:
         return 0, ""
     image = statistics.median(max(_shape(record)) for record in records)
     median, most = statistics.median(sides), _usual_most(records)
-    size = min(_INSTANCES_A_SIDE * median, image)
-    if most <= _MANY and 2 * size >= image:
+    size = min(8 * median, image)  # eight instances side by side
+    if most <= 30 and 2 * size >= image:
         return 0, ""
-    least = max(_SMALLEST_TILE, _ROOM * np.percentile(sides, _USUAL_SIDE))
-    size = max(math.ceil(least / SIZE_STEP), int(size) // SIZE_STEP) * SIZE_STEP
-    while (in_tiles := _usual_most(Tiling(size).records(records))) > _FEW and (
-        size - SIZE_STEP >= least
+    least = max(64, 1.5 * np.percentile(sides, 90))
+    size = max(math.ceil(least / _SIZE_STEP), int(size) // _SIZE_STEP) * _SIZE_STEP
+    while (in_tiles := _usual_most(Tiling(size).records(records))) > 12 and (
+        size - _SIZE_STEP >= least
     ):
-        size -= SIZE_STEP
+        size -= _SIZE_STEP
     if 2 * size >= image:
         return 0, ""
     return size, (
         f"the median instance is {median:g} px long, {_NEARLY_ALL} % of the tiles have at most "
         f"{in_tiles} instances; of images, {image:g} px long, {most}"
     )
+
+
+def _usual_most(records: Sequence[dict]) -> int:
+    """Maximum number of instances in nearly all records that have any."""
+    counts = [count for record in records if (count := len(targets(record)))]
+    return int(np.percentile(counts, _NEARLY_ALL))
 
 
 def data_facts(
@@ -354,9 +333,10 @@ def data_facts(
 
 
 def _in_one_piece(records: Sequence[dict]) -> float:
+    """Share of evenly spaced instances; of encoded masks, so many that 2^28 pixels are decoded."""
     shapes = [a["segmentation"] for record in records for a in targets(record)]
     pixels = sum(math.prod(shape["size"]) for shape in shapes if isinstance(shape, dict))
-    some = shapes[:: -(-pixels // _PIXELS_LOOKED_AT) or 1]
+    some = shapes[:: -(-pixels // (1 << 28)) or 1]
     return statistics.mean([_pieces(shape) == 1 for shape in some] or [False])
 
 
@@ -364,12 +344,6 @@ def _pieces(shape: list | dict) -> int:
     if isinstance(shape, list):  # of polygons
         return len(shape)
     return cv2.connectedComponents(np.ascontiguousarray(decode_window(shape)[0]))[0] - 1
-
-
-def _usual_most(records: Sequence[dict]) -> int:
-    """Maximum number of instances in nearly all records that have any."""
-    counts = [count for record in records if (count := len(targets(record)))]
-    return int(np.percentile(counts, _NEARLY_ALL))
 
 
 def _shape(record: dict) -> tuple[int, int]:

@@ -1,1 +1,0 @@
-"""Own data: from a json and folders to data sets and settings."""
