@@ -37,7 +37,7 @@ from sepl_study.scenes import StudyScene  # noqa: E402
 from s4m_d2.engine.command.arguments import natural, positive, share  # noqa: E402
 from s4m_d2.files import atomic_write  # noqa: E402
 from s4m_d2.sepl import enhance  # noqa: E402
-from s4m_d2.sepl.evaluate import confusion, iou  # noqa: E402
+from s4m_d2.sepl.results import confusion, iou  # noqa: E402
 
 STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.8)
 FUSED_SHARES = (0.0, 0.25, 0.5, 1.0)

@@ -1,24 +1,40 @@
-"""Files by image: label maps (class index per pixel, or CAM scores), class names, lists."""
+"""Files by image: label maps (class index per pixel, or CAM scores), SAM's masks, names, lists.
+
+For an image NAME a folder of masks has one of
+
+- ``NAME/``: a PNG per mask, non-zero inside, as written by segment-anything's ``amg.py`` and SEPL's
+  authors. A folder that is empty, or has only ``metadata.csv``, means that SAM found nothing.
+- ``NAME.json``, ``NAME.json.gz``: a list of COCO RLEs, compressed or not, or of records with a
+  ``segmentation`` (``amg.py --convert-to-rle``); or such a list under ``annotations`` (SA-1B) or
+  under ``masks`` (:func:`kept_masks`).
+"""
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import pickle
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.data import MetadataCatalog
 from PIL import Image
 
-from s4m_d2.data.images import READ_ERRORS, image_size, unreadable
+from s4m_d2.data.images import READ_ERRORS, image_size, open_image, unreadable
 from s4m_d2.data.listing import IMAGE_EXTENSIONS, list_images
 from s4m_d2.data.subsets import stem
 from s4m_d2.errors import DatasetError
 from s4m_d2.files import atomic_write, read_lines
 from s4m_d2.restricted_pickle import load_arrays
-from s4m_d2.sepl.rule import BACKGROUND, VOID
+from s4m_d2.sepl.rule import BACKGROUND, VOID, checked_rles
+from s4m_d2.structures import encode_masks, plain_rle
+
+RLEs = list[dict[str, Any]]  # compressed, counts as str
 
 # Kinds of files of an image: label maps, but for the first.
 IMAGE, TRUTH, BEFORE, AFTER = "image", "ground truth", "pseudo-label", "enhanced label"
@@ -34,20 +50,17 @@ PRESETS = {
     # COCO 2014 has the classes of 2017.
     "coco": ("background", *MetadataCatalog.get("coco_2017_train").thing_classes),
 }
-_MODES = [("PNG", mode) for mode in ("P", "L", "RGB")]  # palette, gray and color, for Pillow
 
 
 def class_names(
     preset: str = "voc", count: int | None = None, file: Path | None = None
 ) -> tuple[str, ...]:
     """Class names, "background" first, from a file, a number of classes, or a preset."""
-    if file is not None:
-        source, names = str(file), tuple(read_lines(file))
-    elif count is not None:
-        source = f"--num-classes {count}"
-        names = ("background", *(f"class {index}" for index in range(1, count)))
-    else:
+    if file is None and count is None:
         return PRESETS[preset]
+    numbered = [f"class {index}" for index in range(1, count or 1)]
+    source = file or f"--num-classes {count}"
+    names = tuple(read_lines(file) if file else ("background", *numbered))
     is_named = names[:1] == ("background",) and len({*names} - {""}) == len(names)
     if not is_named or not 2 <= len(names) <= VOID:
         raise DatasetError(
@@ -106,6 +119,36 @@ def write_label(path: str | os.PathLike[str], label: np.ndarray) -> None:
         image.save(file, format="PNG")
 
 
+def _read_png(path: str | os.PathLike[str]) -> np.ndarray:
+    with Image.open(path) as image:
+        image.verify()  # checksums, which decoding alone does not check
+    with Image.open(path) as image:
+        kind, mode, label = image.format, image.mode, np.array(image)
+    if label.ndim == 3 and (label == label[..., :1]).all():
+        label = label[..., 0]
+    if kind != "PNG" or mode not in ("P", "L", "RGB") or label.ndim != 2:
+        raise ValueError(
+            f"it is {kind} {mode}; expected class indices in a PNG: with a palette, gray with 8 "
+            "bits, or RGB with equal channels"
+        )
+    return label
+
+
+def _read_npy(path: str | os.PathLike[str], background_score: float) -> np.ndarray:
+    with open(path, "rb") as file:
+        np.lib.format.read_magic(file)
+        *_, dtype = np.lib.format.read_array_header_1_0(file)
+        if dtype.hasobject:
+            return _label_of_scores(load_arrays(file), background_score)
+    values = np.load(path, mmap_mode="r")  # does not allocate for a truncated file
+    if values.ndim != 2 or dtype.kind not in "iu" or values.min() < 0 or values.max() > VOID:
+        raise ValueError(
+            f"it has {values.shape} {dtype}; expected (H, W) integers in 0..{VOID}, or a "
+            "dictionary of CAM scores"
+        )
+    return values.astype(np.uint8)
+
+
 def _label_of_scores(content: Any, background_score: float) -> np.ndarray:
     """(H, W) uint8: the class with the highest CAM score, or background if none exceeds its score.
 
@@ -142,6 +185,97 @@ def _label_of_scores(content: Any, background_score: float) -> np.ndarray:
     return np.append(BACKGROUND, classes).astype(np.uint8)[scores.argmax(0)]
 
 
+def read_masks(folder: Path, name: str, size: tuple[int, int]) -> RLEs:
+    """Read the masks of the image ``name``, of ``size`` (H, W), in one of the formats above.
+
+    DatasetError: they are missing, in two places, damaged or of another size.
+    """
+    places = (folder / f"{name}{ending}" for ending in ("", ".json", ".json.gz"))
+    found = [place for place in places if place.exists()]
+    if not found:
+        raise DatasetError(
+            f"'{folder}' has no folder {name}, {name}.json or {name}.json.gz. If names of "
+            "pseudo-labels have an end of their own, give --suffix."
+        )
+    if len(found) > 1:
+        raise DatasetError(f"{found[0]} and {found[1]} are both masks of {name}. Remove one.")
+    [source] = found
+    return _read_folder(source, size) if source.is_dir() else _read_file(source, size)
+
+
+def kept_masks(
+    path: Path, size: tuple[int, int], fingerprint: str, make: Callable[[], Sequence[dict]]
+) -> RLEs:
+    """Read an image's masks from a file of an earlier call, or make and write SAM's records.
+
+    Args:
+        path: ends with ``.json.gz``; :func:`read_masks` reads it.
+        size: (H, W) of the image.
+        fingerprint: of everything that the masks depend on; files with another one, of another
+            size, and damaged ones are replaced.
+    """
+    try:
+        content = _read_json(path)
+        if (content["size"], content["fingerprint"]) == (list(size), fingerprint):
+            return _rles(content["masks"], size)
+    except (DatasetError, LookupError, TypeError):
+        pass
+    records = make()
+    content = {"size": list(size), "fingerprint": fingerprint, "masks": records}
+    text = json.dumps(content, separators=(",", ":")).encode()
+    with atomic_write(path, "wb") as file:
+        file.write(gzip.compress(text, mtime=0))  # equal masks make equal files
+    return _rles(records, size)
+
+
+def _read_folder(folder: Path, size: tuple[int, int]) -> RLEs:
+    files = [file for file in folder.iterdir() if not file.name.startswith(".")]
+    masks = [file for file in files if file.suffix.lower() == ".png"]
+    others = [file.name for file in files if file.name != "metadata.csv"]  # amg.py's summary
+    if others and not masks:
+        raise DatasetError(f"{folder} has no PNG, but {others[0]}. Convert the masks.")
+    masks.sort(key=lambda file: (len(file.stem), file.stem))  # by number
+    return [_mask_of_png(file, size) for file in masks]
+
+
+def _mask_of_png(file: Path, size: tuple[int, int]) -> dict[str, Any]:
+    with open_image(file) as image:
+        values = np.asarray(image)
+    if values.shape != size:
+        raise DatasetError(
+            f"{file} has the shape {values.shape}; expected {size} (height, width) like the "
+            "pseudo-label, in a single channel of 0 and 255."
+        )
+    [rle] = encode_masks(torch.from_numpy(values != 0)[None])
+    return plain_rle(rle)
+
+
+def _read_file(path: Path, size: tuple[int, int]) -> RLEs:
+    content = _read_json(path)
+    if isinstance(content, dict) and "images" not in content:  # COCO's files are of many images
+        content = content.get("masks", content.get("annotations"))
+    if not isinstance(content, list):
+        raise DatasetError(f"{path} has no list of SAM's records or RLEs of a single image.")
+    try:
+        return _rles(content, size)
+    except DatasetError as error:
+        raise DatasetError(f"{path}, {error}. Make the masks anew, at its image's size.") from error
+
+
+def _read_json(path: Path) -> Any:
+    opener = gzip.open if path.name.endswith(".gz") else open
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
+        raise DatasetError(f"{path} cannot be read as JSON: {error}. Write it anew.") from error
+
+
+def _rles(masks: Sequence[Any], size: tuple[int, int]) -> RLEs:
+    parts = [mask.get("segmentation", mask) if isinstance(mask, dict) else mask for mask in masks]
+    return checked_rles(parts, size)
+
+
 class ImageFiles:
     """Images and their label maps in several folders: ``by_kind``, kind → name of image → file.
 
@@ -161,12 +295,12 @@ class ImageFiles:
         suffix: str,
         background_score: float,
     ) -> None:
-        self.by_kind: dict[str, dict[str, Path]] = {}
-        for kind, folder in folders.items():
-            if folder is not None:
-                endings = IMAGE_EXTENSIONS if kind == IMAGE else LABEL_ENDINGS
-                end = suffix if kind == BEFORE else ""
-                self.by_kind[kind] = files_by_name(folder, endings, end)
+        endings, ends = {IMAGE: IMAGE_EXTENSIONS}, {BEFORE: suffix}
+        self.by_kind = {
+            kind: files_by_name(folder, endings.get(kind, LABEL_ENDINGS), ends.get(kind, ""))
+            for kind, folder in folders.items()
+            if folder is not None
+        }
         self.class_names = class_names
         self.background_score = background_score
 
@@ -223,33 +357,3 @@ def image_list(path: Path) -> list[str]:
     if not any(names):
         raise DatasetError(f"{path} names no image. Write the name of an image on each line.")
     return [name for name in dict.fromkeys(names) if name]
-
-
-def _read_png(path: str | os.PathLike[str]) -> np.ndarray:
-    with Image.open(path) as image:
-        image.verify()  # checksums, which decoding alone does not check
-    with Image.open(path) as image:
-        mode, label = (image.format, image.mode), np.array(image)
-    if label.ndim == 3 and (label == label[..., :1]).all():
-        label = label[..., 0]
-    if label.ndim != 2 or mode not in _MODES:
-        raise ValueError(
-            f"it is {' '.join(map(str, mode))}; expected class indices in a PNG: with a palette, "
-            "gray with 8 bits, or RGB with equal channels"
-        )
-    return label
-
-
-def _read_npy(path: str | os.PathLike[str], background_score: float) -> np.ndarray:
-    with open(path, "rb") as file:
-        np.lib.format.read_magic(file)
-        *_, dtype = np.lib.format.read_array_header_1_0(file)
-        if dtype.hasobject:
-            return _label_of_scores(load_arrays(file), background_score)
-    values = np.load(path, mmap_mode="r")  # does not allocate for a truncated file
-    if values.ndim != 2 or dtype.kind not in "iu" or values.min() < 0 or values.max() > VOID:
-        raise ValueError(
-            f"it has {values.shape} {dtype}; expected (H, W) integers in 0..{VOID}, or a "
-            "dictionary of CAM scores"
-        )
-    return values.astype(np.uint8)

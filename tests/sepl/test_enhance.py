@@ -28,9 +28,8 @@ from sepl_folders import (
 from toyscapes_scene import render_scene
 
 from s4m_d2.sam.automatic_masks import AutomaticMasks
-from s4m_d2.sepl.files import palette
+from s4m_d2.sepl.files import palette, read_masks
 from s4m_d2.sepl.folders import Enhancement
-from s4m_d2.sepl.masks import read_masks
 
 ROOT = Path(__file__).resolve().parents[2]
 UNCHANGED = ("--o-s-thresh", 1, "--o-p-thresh", 1)  # no mask is selected

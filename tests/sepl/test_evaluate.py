@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sepl_folders import save_labels, sepl
 
-from s4m_d2.sepl.evaluate import confusion, iou, miou, pixel_accuracy
+from s4m_d2.sepl.results import confusion, iou, miou, pixel_accuracy
 
 CLASSES, VOID = 4, 255
 

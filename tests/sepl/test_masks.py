@@ -10,7 +10,7 @@ from pycocotools import mask as mask_utils
 from sepl_folders import rle_of, save_png
 
 from s4m_d2.errors import DatasetError
-from s4m_d2.sepl.masks import kept_masks, read_masks
+from s4m_d2.sepl.files import kept_masks, read_masks
 
 SIZE = (7, 11)
 MASKS = np.random.default_rng(0).random((12, *SIZE)) < 0.4

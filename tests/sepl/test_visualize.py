@@ -4,14 +4,8 @@ import numpy as np
 import pytest
 from sepl_folders import rle_of, save_labels, save_masks, save_png, sepl
 
-from s4m_d2.sepl import visualize as module
-from s4m_d2.sepl.visualize import (
-    FILL_ALPHA,
-    WHITE_SHARE,
-    draw_image,
-    draw_label,
-    draw_masks,
-)
+from s4m_d2.sepl import results as module
+from s4m_d2.sepl.results import FILL_ALPHA, WHITE_SHARE, draw_label, draw_masks
 
 GRAY = 100
 FADED = round(GRAY + WHITE_SHARE * (255 - GRAY))
@@ -30,10 +24,9 @@ def test_classes_and_void_have_vocs_colors_over_a_faded_image():
     drawn = draw_label(gray(120, 160), label).astype(int)
     places = {(20, 20): AEROPLANE, (20, 120): BICYCLE, (100, 40): PERSON, (100, 120): VOID}
     for place, color in places.items():
-        y, x = (4 * value for value in place)
         blended = np.array(color) * FILL_ALPHA + FADED * (1 - FILL_ALPHA)
-        assert np.abs(drawn[y, x] - blended).max() <= 1
-    assert (drawn[4 * 60, 4 * 60] == FADED).all()  # background
+        assert np.abs(drawn[place] - blended).max() <= 1
+    assert (drawn[60, 60] == FADED).all()  # background
 
 
 SIZE = 24, 40
@@ -64,6 +57,7 @@ def drawn(monkeypatch):
     calls = {}
 
     def note(rows, column_titles, path, row_titles, legend):
+        assert len(rows[0]) == len(column_titles) == 5
         names = [title.split()[0] for title in row_titles]
         calls.update(rows=rows, titles=row_titles, names=names)
 
@@ -99,7 +93,7 @@ def test_every_picture_stands_in_its_column(folders, drawn):
     save_masks(folders / "sepl" / "masks", {"b": [label(7)]})
     assert visualize(folders, "--names", "b") == 0
     image = np.full((*SIZE, 3), GRAY, np.uint8)
-    expected = [draw_image(image), draw_label(image, label(10))]
+    expected = [image, draw_label(image, label(10))]
     expected += [draw_masks(image, [rle_of(label(7))]), draw_label(image, label(18))]
     expected += [draw_label(image, label(TRUE_WIDTH))]
     for picture, other in zip(drawn["rows"][0], expected, strict=True):

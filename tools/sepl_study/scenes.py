@@ -22,7 +22,7 @@ from s4m_d2.sam.segment_anything import (
     SegmentAnythingBackend,
     build_tiny_toyscapes,
 )
-from s4m_d2.sepl.masks import kept_masks
+from s4m_d2.sepl.files import kept_masks
 
 STUDY_STRENGTH = 0.5  # mIoU 50 to 60, as published CAM labels of VOC have
 SPLIT = "evidence"  # no data set's split: the quickstart's scenes are others, whatever the seed
