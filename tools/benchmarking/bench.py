@@ -139,6 +139,12 @@ class Bench:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.float16, enabled=self.half)
 
+    @torch.no_grad()
+    def predictions(self) -> dict:
+        """The teacher's forward pass over the weak views."""
+        with self.autocast():
+            return self.teacher.model.predict_queries(self.weak)
+
 
 def build_sam(cfg):
     """The SAM of the config: the packaged tiny one, or a published size with random weights."""
