@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from benchmarking import measuring
-from benchmarking.bench import CASES, CONFIG_SAM, SAM_SIZES, TINY_SAM
+from benchmarking.bench import CASES, CONFIG_SAM, TINY_SAM
 from benchmarking.timing import Clock
 
 from s4m_d2.engine.command.arguments import command_parser, natural, positive
@@ -40,7 +40,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--images", type=positive, default=0, help="a batch; default: the config's")
     add("--instances", type=positive, default=0, help="an image")
     add("--size", type=size, metavar="HxW", help="of the images, multiples of 32")
-    add("--sam", choices=[CONFIG_SAM, TINY_SAM, *SAM_SIZES])
+    add("--sam", choices=[CONFIG_SAM, TINY_SAM], help="default: see above")
     add("--repeats", type=positive, default=7)
     add("--warmup", type=natural, default=2, help="calls before the timed ones")
     add("--threads", type=positive, help="of PyTorch on the CPU")
