@@ -1,13 +1,4 @@
-"""Files by image: label maps (class index per pixel, or CAM scores), SAM's masks, names, lists.
-
-For an image NAME a folder of masks has one of
-
-- ``NAME/``: a PNG per mask, non-zero inside, as written by segment-anything's ``amg.py`` and SEPL's
-  authors. A folder that is empty, or has only ``metadata.csv``, means that SAM found nothing.
-- ``NAME.json``, ``NAME.json.gz``: a list of COCO RLEs, compressed or not, or of records with a
-  ``segmentation`` (``amg.py --convert-to-rle``); or such a list under ``annotations`` (SA-1B) or
-  under ``masks`` (:func:`kept_masks`).
-"""
+"""Files by image: label maps (class index per pixel, or CAM scores), SAM's masks, names, lists."""
 
 from __future__ import annotations
 
@@ -83,7 +74,7 @@ def read_label(
     num_classes: int = VOID,
     background_score: float = BACKGROUND_SCORE,
 ) -> np.ndarray:
-    """Read a label map.
+    """Read a label map, (H, W) uint8, as stored: EXIF orientations are ignored.
 
     Args:
         path: PNG with a palette (its colors are ignored), gray with 8 bits, or RGB with three equal
@@ -91,11 +82,7 @@ def read_label(
         num_classes: with background; other indices are refused, except 255 (void).
         background_score: a pixel is background if no CAM score exceeds it.
 
-    Returns:
-        (H, W) uint8, as stored: EXIF orientations are ignored.
-
-    Raises:
-        DatasetError: the file is missing, damaged, of another kind, or has other classes.
+    DatasetError: the file is missing, damaged, of another kind, or has other classes.
     """
     try:
         is_array = os.fspath(path).lower().endswith(".npy")
@@ -186,7 +173,12 @@ def _label_of_scores(content: Any, background_score: float) -> np.ndarray:
 
 
 def read_masks(folder: Path, name: str, size: tuple[int, int]) -> RLEs:
-    """Read the masks of the image ``name``, of ``size`` (H, W), in one of the formats above.
+    """Read the masks of the image NAME, of ``size`` (H, W), from one of
+
+    - ``NAME/``: a PNG per mask, non-zero inside, as segment-anything's ``amg.py`` writes them;
+      without any, or with only ``metadata.csv``, SAM found nothing;
+    - ``NAME.json``, ``NAME.json.gz``: a list of COCO RLEs, compressed or not, or of records with a
+      ``segmentation``; or such a list under ``annotations`` (SA-1B) or ``masks``.
 
     DatasetError: they are missing, in two places, damaged or of another size.
     """
@@ -208,11 +200,8 @@ def kept_masks(
 ) -> RLEs:
     """Read an image's masks from a file of an earlier call, or make and write SAM's records.
 
-    Args:
-        path: ends with ``.json.gz``; :func:`read_masks` reads it.
-        size: (H, W) of the image.
-        fingerprint: of everything that the masks depend on; files with another one, of another
-            size, and damaged ones are replaced.
+    ``path`` ends with ``.json.gz``; :func:`read_masks` reads it. Files of another ``fingerprint``
+    of all that the masks depend on, of another ``size`` (H, W), and damaged ones are replaced.
     """
     try:
         content = _read_json(path)
