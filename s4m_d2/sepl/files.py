@@ -206,7 +206,7 @@ def kept_masks(
     try:
         content = _read_json(path)
         if (content["size"], content["fingerprint"]) == (list(size), fingerprint):
-            return _rles(content["masks"], size)
+            return checked_rles(content["masks"], size)
     except (DatasetError, LookupError, TypeError):
         pass
     records = make()
@@ -214,7 +214,7 @@ def kept_masks(
     text = json.dumps(content, separators=(",", ":")).encode()
     with atomic_write(path, "wb") as file:
         file.write(gzip.compress(text, mtime=0))  # equal masks make equal files
-    return _rles(records, size)
+    return checked_rles(records, size)
 
 
 def _read_folder(folder: Path, size: tuple[int, int]) -> RLEs:
@@ -246,7 +246,7 @@ def _read_file(path: Path, size: tuple[int, int]) -> RLEs:
     if not isinstance(content, list):
         raise DatasetError(f"{path} has no list of SAM's records or RLEs of a single image.")
     try:
-        return _rles(content, size)
+        return checked_rles(content, size)
     except DatasetError as error:
         raise DatasetError(f"{path}, {error}. Make the masks anew, at its image's size.") from error
 
@@ -258,11 +258,6 @@ def _read_json(path: Path) -> Any:
             return json.load(file)
     except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         raise DatasetError(f"{path} cannot be read as JSON: {error}. Write it anew.") from error
-
-
-def _rles(masks: Sequence[Any], size: tuple[int, int]) -> RLEs:
-    parts = [mask.get("segmentation", mask) if isinstance(mask, dict) else mask for mask in masks]
-    return checked_rles(parts, size)
 
 
 class ImageFiles:

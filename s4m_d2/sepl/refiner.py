@@ -104,9 +104,9 @@ class SEPLRefiner:
         decoded = mask_utils.decode([record["segmentation"] for record in records])
         by_column = to_device(decoded.transpose(2, 1, 0), masks.device)
         objects = by_column.transpose(1, 2).contiguous().view(torch.bool)
-        pixels = dense_overlaps(objects, masks), mask_areas(objects), mask_areas(masks)
-        segments, _, is_selected = assign_masks(*pixels, **self.thresholds)
-        owners, selected = to_host(segments, is_selected)
+        overlaps, areas = dense_overlaps(objects, masks), mask_areas(objects)
+        segments, _, chosen = assign_masks(overlaps, areas, mask_areas(masks), **self.thresholds)
+        owners, selected = to_host(segments, chosen)
         new = np.unique(owners[selected])
         for owner in new:
             members = np.flatnonzero(selected & (owners == owner))

@@ -77,7 +77,8 @@ def enhance(
 
     Args:
         pseudo_label: (H, W) integers: 0 background, 255 void, else classes.
-        masks: (N, H, W) bool array or tensor, or N COCO RLEs. Any order; they may overlap.
+        masks: (N, H, W) bool array or tensor, or N COCO RLEs, or SAM's records of them. Any order;
+            they may overlap.
         o_s_thresh, o_p_thresh: in [0, 1]; 1 switches a rule off.
         keep_uncovered: pixels that no mask covers keep their label (the authors' variant).
 
@@ -127,14 +128,16 @@ def _overlaps(
 
 
 def checked_rles(masks: Sequence[Any], size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Convert COCO RLEs of (H, W), compressed or not, to compressed ones with counts of type str.
+    """Convert COCO RLEs of (H, W), or the ``segmentation`` of SAM's records, compressed or not, to
+    compressed ones with counts of type str.
 
     DatasetError: names a mask that is not an RLE, damaged or of another size.
     """
     rles = []
     for number, mask in enumerate(masks):
         try:
-            rles.append(compressed_rle(mask, size))
+            rle = mask.get("segmentation", mask) if isinstance(mask, dict) else mask
+            rles.append(compressed_rle(rle, size))
         except DatasetError as error:
             raise DatasetError(f"mask {number} of {len(masks)}: {error}") from error
     return rles

@@ -118,7 +118,8 @@ def test_masks_as_tensors_and_every_kind_of_rle():
     compressed = encode(masks)
     text = [{**rle, "counts": rle["counts"].decode()} for rle in compressed]
     lists = [{"size": [1, 10], "counts": counts} for counts in ([0, 5, 5], [6, 4])]
-    for given_masks in (torch.from_numpy(masks), compressed, text, lists, tuple(text)):
+    records = [{"segmentation": rle, "area": 5} for rle in text]
+    for given_masks in (torch.from_numpy(masks), compressed, text, lists, tuple(text), records):
         assert enhance(label, given_masks).tolist() == row("11111.2222").tolist()
 
 
