@@ -77,8 +77,7 @@ def enhance(
 
     Args:
         pseudo_label: (H, W) integers: 0 background, 255 void, else classes.
-        masks: (N, H, W) bool array or tensor, or N COCO RLEs, or SAM's records of them. Any order;
-            they may overlap.
+        masks: (N, H, W) bool array or tensor, N COCO RLEs, or SAM's records; they may overlap.
         o_s_thresh, o_p_thresh: in [0, 1]; 1 switches a rule off.
         keep_uncovered: pixels that no mask covers keep their label (the authors' variant).
 

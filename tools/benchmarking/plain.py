@@ -127,7 +127,7 @@ def paste(
     kept = [row for row, mask in enumerate(masks) if mask.any()]
     classes = torch.cat([labels.labels, objects.labels])
     scores = torch.cat([labels.scores, objects.scores])
-    return image, PseudoLabels(classes[kept], torch.stack(masks)[kept], scores[kept])
+    return image, PseudoLabels(classes, torch.stack(masks), scores)[np.array(kept)]
 
 
 def place(
