@@ -8,6 +8,7 @@ import os
 import pickle
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def _label_of_scores(content: Any, background_score: float) -> np.ndarray:
     is class 1 of a label map. If "keys" has one more entry than there are maps, it includes the
     background and counts as label maps do. ValueError: the content has another form.
     """
-    try:
+    with suppress(TypeError, ValueError, IndexError):
         if "keys" in content:
             keys = np.asarray(content["keys"])
             stacks = [np.asarray(value) for value in content.values() if np.ndim(value) == 3]
@@ -153,23 +154,17 @@ def _label_of_scores(content: Any, background_score: float) -> np.ndarray:
             classes = keys[1:] if has_background else keys + 1
         else:
             classes, scores = np.array(list(content)) + 1, np.stack(list(content.values()))
-        fits = (
-            classes.dtype.kind in "iu"
-            and scores.dtype.kind in "fiu"
-            and scores.ndim == 3
-            and classes.shape == scores.shape[:1]
-            and bool(((classes > BACKGROUND) & (classes < VOID)).all() & np.isfinite(scores).all())
-        )
-    except (TypeError, ValueError, IndexError):
-        fits = False
-    if not fits:
-        raise ValueError(
-            "expected {class: (H, W) scores} or {'keys': (K,) classes, NAME: (K, H, W) scores}, "
-            "finite, classes counted from 0 without background"
-        )
-    scores = scores.astype(np.float32)
-    scores = np.pad(scores, ((1, 0), (0, 0), (0, 0)), constant_values=background_score)
-    return np.append(BACKGROUND, classes).astype(np.uint8)[scores.argmax(0)]
+        are_numbers = classes.dtype.kind in "iu" and scores.dtype.kind in "fiu"
+        are_classes = bool(((classes > BACKGROUND) & (classes < VOID)).all())
+        fit = scores.ndim == 3 and classes.shape == scores.shape[:1]
+        if are_numbers and are_classes and fit and np.isfinite(scores).all():
+            scores = scores.astype(np.float32)
+            scores = np.pad(scores, ((1, 0), (0, 0), (0, 0)), constant_values=background_score)
+            return np.append(BACKGROUND, classes).astype(np.uint8)[scores.argmax(0)]
+    raise ValueError(
+        "expected {class: (H, W) scores} or {'keys': (K,) classes, NAME: (K, H, W) scores}, "
+        "finite, classes counted from 0 without background"
+    )
 
 
 def read_masks(folder: Path, name: str, size: tuple[int, int]) -> RLEs:
