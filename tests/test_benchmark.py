@@ -54,7 +54,7 @@ def test_bad_options(capsys, tmp_path):
 
 
 def test_a_form_that_gives_something_else_is_not_timed(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(plain, "exchange_instances", lambda images, labels, *_: (images, labels))
+    monkeypatch.setattr(plain, "exchange", lambda bench, images, labels: (images, labels))
     assert run(tmp_path, "--stage", "2", "--parts", "arp") == (1, None)
     assert "Mismatch: arp" in capsys.readouterr().err
 

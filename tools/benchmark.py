@@ -19,9 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from benchmarking import report
-from benchmarking.bench import CASES, CONFIG_SAM, SAM_SIZES, TINY_SAM
-from benchmarking.measuring import check_names, measure_stage
+from benchmarking import measuring
+from benchmarking.bench import CASES, CONFIG_SAM, TINY_SAM
 from benchmarking.timing import Clock
 
 from s4m_d2.engine.command.arguments import command_parser, natural, positive
@@ -41,7 +40,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--images", type=positive, default=0, help="a batch; default: the config's")
     add("--instances", type=positive, default=0, help="an image")
     add("--size", type=size, metavar="HxW", help="of the images, multiples of 32")
-    add("--sam", choices=[CONFIG_SAM, TINY_SAM, *SAM_SIZES])
+    add("--sam", choices=[CONFIG_SAM, TINY_SAM], help="default: see above")
     add("--repeats", type=positive, default=7)
     add("--warmup", type=natural, default=2, help="calls before the timed ones")
     add("--threads", type=positive, help="of PyTorch on the CPU")
@@ -66,9 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
         raise ConfigError("--device cuda: PyTorch finds no GPU here; use --device cpu")
     if args.threads:
         torch.set_num_threads(args.threads)
-    check_names(args.parts)
+    args.parts = measuring.check_names(args.parts)
     content: dict = {"arguments": vars(args) | {"output": str(args.output)}}
-    content |= {"environment": report.environment(Clock(torch.device(args.device)))}
+    content |= {"environment": measuring.environment(Clock(torch.device(args.device)))}
     content |= {"peaks": {}, "stages": []}
     given = {"instances": args.instances, "image_size": args.size, "opts": tuple(args.opts)}
     given = {name: value for name, value in given.items() if value}
@@ -76,9 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
     for case in CASES.values() if args.shapes == "all" else [CASES[args.shapes]]:
         case = replace(case, images=args.images, device=args.device, sam=sam, **given)
         for stage in (1, 2) if args.stage == "both" else (int(args.stage),):
-            content["stages"].append(measure_stage(case, stage, args, content["peaks"]))
-            print(f"\n{report.stage_table(content['stages'][-1])}", flush=True)
-    print(f"\n{report.peaks_line(content['peaks'])}")
+            content["stages"].append(measuring.measure_stage(case, stage, args, content["peaks"]))
+            print(f"\n{measuring.stage_table(content['stages'][-1])}", flush=True)
+    print(f"\n{measuring.peaks_line(content['peaks'])}")
     args.output.mkdir(parents=True, exist_ok=True)
     with atomic_write(args.output / "benchmark.json") as file:
         json.dump(content, file, indent=1, allow_nan=False)

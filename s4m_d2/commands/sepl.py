@@ -19,7 +19,6 @@ from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.report import write_results
 from s4m_d2.sam import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.automatic_masks import AutomaticMaskSettings
-from s4m_d2.sepl.evaluate import compare
 from s4m_d2.sepl.files import (
     AFTER,
     BACKGROUND_SCORE,
@@ -31,10 +30,9 @@ from s4m_d2.sepl.files import (
     class_names,
     image_list,
 )
-from s4m_d2.sepl.folders import REPORT, Enhancement, begin, write_report
-from s4m_d2.sepl.masks import SamMasks
+from s4m_d2.sepl.folders import REPORT, Enhancement, SamMasks, begin, write_report
+from s4m_d2.sepl.results import Row, compare, read_row, write_picture
 from s4m_d2.sepl.rule import O_P_THRESH, O_S_THRESH
-from s4m_d2.sepl.visualize import Row, read_row, write_picture
 from s4m_d2.visualization import evenly_spaced
 
 MASK_CACHE = "masks"  # the folder below the enhanced labels
@@ -83,16 +81,13 @@ def enhance(args: argparse.Namespace) -> int:
     waiting = [name for name in wanted if name not in finished]
     options = {name: getattr(args, name) for name in OPTIONS}
     workers = 1 if isinstance(source, SamMasks) and source.device == "cuda" else args.workers
-    items = Enhancement(waiting, files, source, args.output, options).run(workers)
-    problems = {name: str(item) for name, item in items.items() if isinstance(item, DatasetError)}
+    problems, have_class = Enhancement(waiting, files, source, args.output, options).run(workers)
     write_report(args.output, settings, problems)
-    written = [item for item in items.values() if not isinstance(item, DatasetError)]
-    if written and not any(written):
+    if have_class and not any(have_class):
         warning = "all pixels are background (0) or void (255). Labels need class indices."
         print(f"warning: no label map has a class: {warning}", file=sys.stderr)
-    before = f"{len(finished & {*wanted})} were before"
-    counts = f"{len(written)} images enhanced, {before}, {len(problems)} failed"
-    print(f"{counts}: see {args.output / REPORT}", file=sys.stderr)
+    counts = f"{len(have_class)} images enhanced, {len(finished & {*wanted})} were before"
+    print(f"{counts}, {len(problems)} failed: see {args.output / REPORT}", file=sys.stderr)
     return print_problems(problems, "failed")
 
 
@@ -107,9 +102,8 @@ def evaluate(args: argparse.Namespace) -> int:
         print(score_table(report) + "\n")
     line = f"{count} image{'s' * (count != 1)}"
     if "improved" in report:
-        improved, worsened = report["improved"], report["worsened"]
-        same = count - improved - worsened
-        line += f": {improved} improved, {worsened} worsened, {same} as before"
+        better, worse = report["improved"], report["worsened"]
+        line += f": {better} improved, {worse} worsened, {count - better - worse} as before"
     print(line)
     return print_problems(report["problems"], "could not be compared")
 

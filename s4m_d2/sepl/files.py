@@ -1,23 +1,38 @@
-"""Files by image: label maps (class index per pixel, or CAM scores), class names, lists."""
+"""Files by image: label maps (class index per pixel, or CAM scores), SAM's masks, names, lists."""
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import pickle
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.data import MetadataCatalog
 from PIL import Image
 
-from s4m_d2.data.images import IMAGE_EXTENSIONS, READ_ERRORS, image_size, list_images, unreadable
+from s4m_d2.data.images import (
+    IMAGE_EXTENSIONS,
+    READ_ERRORS,
+    image_size,
+    list_images,
+    open_image,
+    unreadable,
+)
 from s4m_d2.data.splits import stem
 from s4m_d2.errors import DatasetError
 from s4m_d2.files import atomic_write, read_lines
 from s4m_d2.restricted_pickle import load_arrays
-from s4m_d2.sepl.rule import BACKGROUND, VOID
+from s4m_d2.sepl.rule import BACKGROUND, VOID, checked_rles
+from s4m_d2.structures import encode_masks, plain_rle
+
+RLEs = list[dict[str, Any]]  # compressed, counts as str
 
 # Kinds of files of an image: label maps, but for the first.
 IMAGE, TRUTH, BEFORE, AFTER = "image", "ground truth", "pseudo-label", "enhanced label"
@@ -33,20 +48,17 @@ PRESETS = {
     # COCO 2014 has the classes of 2017.
     "coco": ("background", *MetadataCatalog.get("coco_2017_train").thing_classes),
 }
-_MODES = [("PNG", mode) for mode in ("P", "L", "RGB")]  # palette, gray and color, for Pillow
 
 
 def class_names(
     preset: str = "voc", count: int | None = None, file: Path | None = None
 ) -> tuple[str, ...]:
     """Class names, "background" first, from a file, a number of classes, or a preset."""
-    if file is not None:
-        source, names = str(file), tuple(read_lines(file))
-    elif count is not None:
-        source = f"--num-classes {count}"
-        names = ("background", *(f"class {index}" for index in range(1, count)))
-    else:
+    if file is None and count is None:
         return PRESETS[preset]
+    numbered = [f"class {index}" for index in range(1, count or 1)]
+    source = file or f"--num-classes {count}"
+    names = tuple(read_lines(file) if file else ("background", *numbered))
     is_named = names[:1] == ("background",) and len({*names} - {""}) == len(names)
     if not is_named or not 2 <= len(names) <= VOID:
         raise DatasetError(
@@ -69,7 +81,7 @@ def read_label(
     num_classes: int = VOID,
     background_score: float = BACKGROUND_SCORE,
 ) -> np.ndarray:
-    """Read a label map.
+    """Read a label map, (H, W) uint8, as stored: EXIF orientations are ignored.
 
     Args:
         path: PNG with a palette (its colors are ignored), gray with 8 bits, or RGB with three equal
@@ -77,11 +89,7 @@ def read_label(
         num_classes: with background; other indices are refused, except 255 (void).
         background_score: a pixel is background if no CAM score exceeds it.
 
-    Returns:
-        (H, W) uint8, as stored: EXIF orientations are ignored.
-
-    Raises:
-        DatasetError: the file is missing, damaged, of another kind, or has other classes.
+    DatasetError: the file is missing, damaged, of another kind, or has other classes.
     """
     try:
         is_array = os.fspath(path).lower().endswith(".npy")
@@ -105,6 +113,36 @@ def write_label(path: str | os.PathLike[str], label: np.ndarray) -> None:
         image.save(file, format="PNG")
 
 
+def _read_png(path: str | os.PathLike[str]) -> np.ndarray:
+    with Image.open(path) as image:
+        image.verify()  # checksums, which decoding alone does not check
+    with Image.open(path) as image:
+        kind, mode, label = image.format, image.mode, np.array(image)
+    if label.ndim == 3 and (label == label[..., :1]).all():
+        label = label[..., 0]
+    if kind != "PNG" or mode not in ("P", "L", "RGB") or label.ndim != 2:
+        raise ValueError(
+            f"it is {kind} {mode}; expected class indices in a PNG: with a palette, gray with 8 "
+            "bits, or RGB with equal channels"
+        )
+    return label
+
+
+def _read_npy(path: str | os.PathLike[str], background_score: float) -> np.ndarray:
+    with open(path, "rb") as file:
+        np.lib.format.read_magic(file)
+        *_, dtype = np.lib.format.read_array_header_1_0(file)
+        if dtype.hasobject:
+            return _label_of_scores(load_arrays(file), background_score)
+    values = np.load(path, mmap_mode="r")  # does not allocate for a truncated file
+    if values.ndim != 2 or dtype.kind not in "iu" or values.min() < 0 or values.max() > VOID:
+        raise ValueError(
+            f"it has {values.shape} {dtype}; expected (H, W) integers in 0..{VOID}, or a "
+            "dictionary of CAM scores"
+        )
+    return values.astype(np.uint8)
+
+
 def _label_of_scores(content: Any, background_score: float) -> np.ndarray:
     """(H, W) uint8: the class with the highest CAM score, or background if none exceeds its score.
 
@@ -113,7 +151,7 @@ def _label_of_scores(content: Any, background_score: float) -> np.ndarray:
     is class 1 of a label map. If "keys" has one more entry than there are maps, it includes the
     background and counts as label maps do. ValueError: the content has another form.
     """
-    try:
+    with suppress(TypeError, ValueError, IndexError):
         if "keys" in content:
             keys = np.asarray(content["keys"])
             stacks = [np.asarray(value) for value in content.values() if np.ndim(value) == 3]
@@ -122,23 +160,105 @@ def _label_of_scores(content: Any, background_score: float) -> np.ndarray:
             classes = keys[1:] if has_background else keys + 1
         else:
             classes, scores = np.array(list(content)) + 1, np.stack(list(content.values()))
-        fits = (
-            classes.dtype.kind in "iu"
-            and scores.dtype.kind in "fiu"
-            and scores.ndim == 3
-            and classes.shape == scores.shape[:1]
-            and bool(((classes > BACKGROUND) & (classes < VOID)).all() & np.isfinite(scores).all())
+        are_numbers = classes.dtype.kind in "iu" and scores.dtype.kind in "fiu"
+        are_classes = bool(((classes > BACKGROUND) & (classes < VOID)).all())
+        fit = scores.ndim == 3 and classes.shape == scores.shape[:1]
+        if are_numbers and are_classes and fit and np.isfinite(scores).all():
+            scores = scores.astype(np.float32)
+            scores = np.pad(scores, ((1, 0), (0, 0), (0, 0)), constant_values=background_score)
+            return np.append(BACKGROUND, classes).astype(np.uint8)[scores.argmax(0)]
+    raise ValueError(
+        "expected {class: (H, W) scores} or {'keys': (K,) classes, NAME: (K, H, W) scores}, "
+        "finite, classes counted from 0 without background"
+    )
+
+
+def read_masks(folder: Path, name: str, size: tuple[int, int]) -> RLEs:
+    """Read the masks of the image NAME, of ``size`` (H, W), from one of
+
+    - ``NAME/``: a PNG per mask, non-zero inside, as segment-anything's ``amg.py`` writes them;
+      without any, or with only ``metadata.csv``, SAM found nothing;
+    - ``NAME.json``, ``NAME.json.gz``: a list of COCO RLEs, compressed or not, or of records with a
+      ``segmentation``; or such a list under ``annotations`` (SA-1B) or ``masks``.
+
+    DatasetError: they are missing, in two places, damaged or of another size.
+    """
+    places = (folder / f"{name}{ending}" for ending in ("", ".json", ".json.gz"))
+    found = [place for place in places if place.exists()]
+    if not found:
+        raise DatasetError(
+            f"'{folder}' has no folder {name}, {name}.json or {name}.json.gz. If names of "
+            "pseudo-labels have an end of their own, give --suffix."
         )
-    except (TypeError, ValueError, IndexError):
-        fits = False
-    if not fits:
-        raise ValueError(
-            "expected {class: (H, W) scores} or {'keys': (K,) classes, NAME: (K, H, W) scores}, "
-            "finite, classes counted from 0 without background"
+    if len(found) > 1:
+        raise DatasetError(f"{found[0]} and {found[1]} are both masks of {name}. Remove one.")
+    [source] = found
+    return _read_folder(source, size) if source.is_dir() else _read_file(source, size)
+
+
+def kept_masks(
+    path: Path, size: tuple[int, int], fingerprint: str, make: Callable[[], Sequence[dict]]
+) -> RLEs:
+    """Read an image's masks from a file of an earlier call, or make and write SAM's records.
+
+    ``path`` ends with ``.json.gz``; :func:`read_masks` reads it. Files of another ``fingerprint``
+    of all that the masks depend on, of another ``size`` (H, W), and damaged ones are replaced.
+    """
+    try:
+        content = _read_json(path)
+        if (content["size"], content["fingerprint"]) == (list(size), fingerprint):
+            return checked_rles(content["masks"], size)
+    except (DatasetError, LookupError, TypeError):
+        pass
+    records = make()
+    content = {"size": list(size), "fingerprint": fingerprint, "masks": records}
+    text = json.dumps(content, separators=(",", ":")).encode()
+    with atomic_write(path, "wb") as file:
+        file.write(gzip.compress(text, mtime=0))  # equal masks make equal files
+    return checked_rles(records, size)
+
+
+def _read_folder(folder: Path, size: tuple[int, int]) -> RLEs:
+    files = [file for file in folder.iterdir() if not file.name.startswith(".")]
+    masks = [file for file in files if file.suffix.lower() == ".png"]
+    others = [file.name for file in files if file.name != "metadata.csv"]  # amg.py's summary
+    if others and not masks:
+        raise DatasetError(f"{folder} has no PNG, but {others[0]}. Convert the masks.")
+    masks.sort(key=lambda file: (len(file.stem), file.stem))  # by number
+    return [_mask_of_png(file, size) for file in masks]
+
+
+def _mask_of_png(file: Path, size: tuple[int, int]) -> dict[str, Any]:
+    with open_image(file) as image:
+        values = np.asarray(image)
+    if values.shape != size:
+        raise DatasetError(
+            f"{file} has the shape {values.shape}; expected {size} (height, width) like the "
+            "pseudo-label, in a single channel of 0 and 255."
         )
-    scores = scores.astype(np.float32)
-    scores = np.pad(scores, ((1, 0), (0, 0), (0, 0)), constant_values=background_score)
-    return np.append(BACKGROUND, classes).astype(np.uint8)[scores.argmax(0)]
+    [rle] = encode_masks(torch.from_numpy(values != 0)[None])
+    return plain_rle(rle)
+
+
+def _read_file(path: Path, size: tuple[int, int]) -> RLEs:
+    content = _read_json(path)
+    if isinstance(content, dict) and "images" not in content:  # COCO's files are of many images
+        content = content.get("masks", content.get("annotations"))
+    if not isinstance(content, list):
+        raise DatasetError(f"{path} has no list of SAM's records or RLEs of a single image.")
+    try:
+        return checked_rles(content, size)
+    except DatasetError as error:
+        raise DatasetError(f"{path}, {error}. Make the masks anew, at its image's size.") from error
+
+
+def _read_json(path: Path) -> Any:
+    opener = gzip.open if path.name.endswith(".gz") else open
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
+        raise DatasetError(f"{path} cannot be read as JSON: {error}. Write it anew.") from error
 
 
 class ImageFiles:
@@ -160,12 +280,12 @@ class ImageFiles:
         suffix: str,
         background_score: float,
     ) -> None:
-        self.by_kind: dict[str, dict[str, Path]] = {}
-        for kind, folder in folders.items():
-            if folder is not None:
-                endings = IMAGE_EXTENSIONS if kind == IMAGE else LABEL_ENDINGS
-                end = suffix if kind == BEFORE else ""
-                self.by_kind[kind] = files_by_name(folder, endings, end)
+        endings, ends = {IMAGE: IMAGE_EXTENSIONS}, {BEFORE: suffix}
+        self.by_kind = {
+            kind: files_by_name(folder, endings.get(kind, LABEL_ENDINGS), ends.get(kind, ""))
+            for kind, folder in folders.items()
+            if folder is not None
+        }
         self.class_names = class_names
         self.background_score = background_score
 
@@ -222,33 +342,3 @@ def image_list(path: Path) -> list[str]:
     if not any(names):
         raise DatasetError(f"{path} names no image. Write the name of an image on each line.")
     return [name for name in dict.fromkeys(names) if name]
-
-
-def _read_png(path: str | os.PathLike[str]) -> np.ndarray:
-    with Image.open(path) as image:
-        image.verify()  # checksums, which decoding alone does not check
-    with Image.open(path) as image:
-        mode, label = (image.format, image.mode), np.array(image)
-    if label.ndim == 3 and (label == label[..., :1]).all():
-        label = label[..., 0]
-    if label.ndim != 2 or mode not in _MODES:
-        raise ValueError(
-            f"it is {' '.join(map(str, mode))}; expected class indices in a PNG: with a palette, "
-            "gray with 8 bits, or RGB with equal channels"
-        )
-    return label
-
-
-def _read_npy(path: str | os.PathLike[str], background_score: float) -> np.ndarray:
-    with open(path, "rb") as file:
-        np.lib.format.read_magic(file)
-        *_, dtype = np.lib.format.read_array_header_1_0(file)
-        if dtype.hasobject:
-            return _label_of_scores(load_arrays(file), background_score)
-    values = np.load(path, mmap_mode="r")  # does not allocate for a truncated file
-    if values.ndim != 2 or dtype.kind not in "iu" or values.min() < 0 or values.max() > VOID:
-        raise ValueError(
-            f"it has {values.shape} {dtype}; expected (H, W) integers in 0..{VOID}, or a "
-            "dictionary of CAM scores"
-        )
-    return values.astype(np.uint8)

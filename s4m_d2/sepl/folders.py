@@ -2,24 +2,65 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from detectron2.config import get_cfg
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from s4m_d2.errors import ConfigError, DatasetError, S4MError
+from s4m_d2.config import add_s4m_config
+from s4m_d2.data.images import read_image
+from s4m_d2.errors import ConfigError, DatasetError, S4MError, WeightsError
 from s4m_d2.files import atomic_write
-from s4m_d2.sepl.files import BEFORE, IMAGE, ImageFiles, write_label
-from s4m_d2.sepl.masks import SamMasks, read_masks
+from s4m_d2.sam import build_sam_backend
+from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
+from s4m_d2.sepl.files import BEFORE, IMAGE, ImageFiles, RLEs, kept_masks, read_masks, write_label
 from s4m_d2.sepl.rule import BACKGROUND, VOID, enhance
 
 REPORT = "sepl.json"  # in the output folder: settings of its label maps, problems of the last run
+_OPTIONS = {"BACKEND": "--sam", "MODEL_TYPE": "--sam-type", "CHECKPOINT": "--sam-checkpoint"}
+
+
+@dataclass(frozen=True)
+class SamMasks:
+    """Generates SAM's automatic masks of images by a model of each process, and stores them."""
+
+    model: tuple[str, str, str]  #: values of --sam, --sam-type and --sam-checkpoint
+    device: str  #: PyTorch's name
+    cache: Path  #: folder with a file per image
+    automatic: AutomaticMaskSettings
+
+    def masks(self, name: str, image: Path, size: tuple[int, int]) -> RLEs:
+        """Masks of the file ``image``, of ``size`` (H, W); stored ones if all is the same."""
+        digest = hashlib.sha256(image.read_bytes()).hexdigest()
+        return kept_masks(
+            self.cache / f"{name}.json.gz",
+            size,
+            f"{self._generator.fingerprint()} {digest}",
+            lambda: self._generator.generate(read_image(str(image), "RGB")),
+        )
+
+    @cached_property
+    def _generator(self) -> AutomaticMasks:
+        cfg = get_cfg()
+        add_s4m_config(cfg)
+        cfg.MODEL.DEVICE = self.device
+        cfg.S4M.SAM.update(zip(_OPTIONS, self.model, strict=True))
+        try:
+            return AutomaticMasks(build_sam_backend(cfg), self.automatic)
+        except (ConfigError, WeightsError) as error:  # which name keys of the config
+            text = str(error)
+            for key, option in _OPTIONS.items():
+                text = text.replace(f"S4M.SAM.{key}", option)
+            raise type(error)(text) from error
 
 
 @dataclass(frozen=True)
@@ -53,8 +94,8 @@ class Enhancement(Dataset[bool | S4MError]):
             return error
         return bool(np.setdiff1d(label, (BACKGROUND, VOID)).size)
 
-    def run(self, workers: int) -> dict[str, bool | DatasetError]:
-        """Make all items, with a progress bar: name of each image → its item.
+    def run(self, workers: int) -> tuple[dict[str, str], list[bool]]:
+        """Make all items, with a progress bar: problems by image; whether others have a class.
 
         They do not depend on the number of workers: processes with one thread each; 1: this one.
         An S4MError that concerns all images, and the end of a process by itself, are raised.
@@ -62,17 +103,21 @@ class Enhancement(Dataset[bool | S4MError]):
         workers = min(workers, len(self)) if workers > 1 else 0
         start = "spawn" if workers else None
         loader = DataLoader(self, None, num_workers=workers, multiprocessing_context=start)
-        items: dict[str, bool | DatasetError] = {}
+        problems: dict[str, str] = {}
+        have_class: list[bool] = []
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as in a DataLoader's processes: it moves sums by rounding
         try:
             for name, item in zip(self.names, tqdm(loader, "sepl", unit="image"), strict=True):
-                if isinstance(item, S4MError) and not isinstance(item, DatasetError):
+                if isinstance(item, DatasetError):
+                    problems[name] = str(item)
+                elif isinstance(item, S4MError):
                     raise item
-                items[name] = item
+                else:
+                    have_class.append(item)
         finally:
             torch.set_num_threads(threads)
-        return items
+        return problems, have_class
 
 
 def begin(

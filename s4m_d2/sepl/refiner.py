@@ -80,15 +80,12 @@ class SEPLRefiner:
         if active:
             shown = images[to_device(active, images.device)]
             encoded = self.backend.encode(shown, [image_sizes[i] for i in active])
-            if shown.is_floating_point():
-                shown = shown.round().clamp(0, 255)
-            [pictures] = to_host(shown.to(torch.uint8).permute(0, 2, 3, 1))
+            shown = shown.round().clamp(0, 255).to(torch.uint8)
+            [pictures] = to_host(shown.permute(0, 2, 3, 1))
         for place, i in enumerate(active):
             height, width = image_sizes[i]
-            records = self.automatic_masks.generate(
-                np.ascontiguousarray(pictures[place, :height, :width]),
-                encoded=encoded.select([place]),
-            )
+            picture = np.ascontiguousarray(pictures[place, :height, :width])
+            records = self.automatic_masks.generate(picture, encoded=encoded.select([place]))
             masks, chosen, redrawn = self._redraw(selections[i], (height, width), records)
             labels[i] = selections[i].labels.with_masks(masks)
             ious += [records[row]["predicted_iou"] for row in chosen]
@@ -107,11 +104,9 @@ class SEPLRefiner:
         decoded = mask_utils.decode([record["segmentation"] for record in records])
         by_column = to_device(decoded.transpose(2, 1, 0), masks.device)
         objects = by_column.transpose(1, 2).contiguous().view(torch.bool)
-        overlaps = dense_overlaps(objects, masks)
-        segments, _, is_selected = assign_masks(
-            overlaps, mask_areas(objects), mask_areas(masks), **self.thresholds
-        )
-        owners, selected = to_host(segments, is_selected)
+        overlaps, areas = dense_overlaps(objects, masks), mask_areas(objects)
+        segments, _, chosen = assign_masks(overlaps, areas, mask_areas(masks), **self.thresholds)
+        owners, selected = to_host(segments, chosen)
         new = np.unique(owners[selected])
         for owner in new:
             members = np.flatnonzero(selected & (owners == owner))

@@ -13,7 +13,7 @@ So the result does not depend on the order of the masks, and contains every clas
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from s4m_d2.structures import encode_masks
 BACKGROUND, VOID = 0, 255
 O_S_THRESH, O_P_THRESH = 0.5, 0.85
 
-Masks = np.ndarray | Tensor | Sequence[Mapping[str, Any]]
+Masks = np.ndarray | Tensor | Sequence[dict[str, Any]]
 
 
 def assign_masks(
@@ -77,7 +77,7 @@ def enhance(
 
     Args:
         pseudo_label: (H, W) integers: 0 background, 255 void, else classes.
-        masks: (N, H, W) bool array or tensor, or N COCO RLEs. Any order; they may overlap.
+        masks: (N, H, W) bool array or tensor, N COCO RLEs, or SAM's records; they may overlap.
         o_s_thresh, o_p_thresh: in [0, 1]; 1 switches a rule off.
         keep_uncovered: pixels that no mask covers keep their label (the authors' variant).
 
@@ -101,11 +101,11 @@ def enhance(
     overlaps, areas, class_areas = _overlaps(rles, pseudo_label, classes)
     options = {"o_s_thresh": o_s_thresh, "o_p_thresh": o_p_thresh}
     owners, o_s, selected = map(np.asarray, assign_masks(overlaps, areas, class_areas, **options))
-    uncovered = ~_decoded(mask_utils.merge(rles)) if keep_uncovered else False
+    uncovered = ~mask_utils.decode(mask_utils.merge(rles)).view(bool) if keep_uncovered else False
     enhanced = pseudo_label * ((pseudo_label == VOID) | uncovered)
     order = np.lexsort((-owners, o_s, -areas.numpy()))  # the winner is last
     for row in order[selected[order]]:
-        np.copyto(enhanced, classes[owners[row]], where=_decoded(rles[row]))
+        np.copyto(enhanced, classes[owners[row]], where=mask_utils.decode(rles[row]).view(bool))
     lost = np.delete(classes, owners[selected])  # those without a selected mask
     np.copyto(enhanced, pseudo_label, where=np.isin(pseudo_label, lost))
     while len(lost := np.setdiff1d(classes, enhanced)):  # covered; once each, as none overlap
@@ -126,21 +126,17 @@ def _overlaps(
     return torch.from_numpy(overlaps), torch.from_numpy(areas), torch.from_numpy(class_areas)
 
 
-def _decoded(rle: dict[str, Any]) -> np.ndarray:
-    return mask_utils.decode(rle).view(bool)
-
-
-def checked_rles(masks: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Convert COCO RLEs of (H, W), compressed or not, to compressed ones with counts of type str.
+def checked_rles(masks: Sequence[Any], size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Convert COCO RLEs of (H, W), or the ``segmentation`` of SAM's records, compressed or not, to
+    compressed ones with counts of type str.
 
     DatasetError: names a mask that is not an RLE, damaged or of another size.
     """
     rles = []
     for number, mask in enumerate(masks):
         try:
-            if not isinstance(mask, Mapping):
-                raise DatasetError(f"it is of type {type(mask).__name__}; expected a COCO RLE")
-            rles.append(compressed_rle(dict(mask), size))
+            rle = mask.get("segmentation", mask) if isinstance(mask, dict) else mask
+            rles.append(compressed_rle(rle, size))
         except DatasetError as error:
             raise DatasetError(f"mask {number} of {len(masks)}: {error}") from error
     return rles
@@ -159,14 +155,12 @@ def _encoded(masks: Masks, size: tuple[int, ...]) -> list[dict[str, Any]]:
 
 
 def _classes(pseudo_label: np.ndarray) -> np.ndarray:
-    if not isinstance(pseudo_label, np.ndarray) or pseudo_label.ndim != 2:
-        found = f"{type(pseudo_label).__name__} {np.shape(pseudo_label)}"
-    elif pseudo_label.dtype.kind not in "iu" or pseudo_label.min(initial=0) < 0:
-        found = f"{pseudo_label.dtype} from {pseudo_label.min()} on"
-    else:
+    is_map = isinstance(pseudo_label, np.ndarray) and pseudo_label.ndim == 2
+    if is_map and pseudo_label.dtype.kind in "iu" and pseudo_label.min(initial=0) >= 0:
         return np.setdiff1d(pseudo_label, (BACKGROUND, VOID))
+    found = type(pseudo_label).__name__, np.shape(pseudo_label), getattr(pseudo_label, "dtype", "")
     raise InputError(
-        f"pseudo_label must be an (H, W) array of integers, {BACKGROUND} for background, {VOID} "
-        f"for void, positive classes, got {found}; of CAM scores take the class of the highest one "
-        "first"
+        f"pseudo_label must be an (H, W) array of integers from 0 on ({BACKGROUND} is background, "
+        f"{VOID} void), got {' '.join(map(str, found))}; of CAM scores take the class of the "
+        "highest one first"
     )

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,9 +27,8 @@ from sepl_folders import (
 from toyscapes_scene import render_scene
 
 from s4m_d2.sam.automatic_masks import AutomaticMasks
-from s4m_d2.sepl.files import palette
+from s4m_d2.sepl.files import read_masks
 from s4m_d2.sepl.folders import Enhancement
-from s4m_d2.sepl.masks import read_masks
 
 UNCHANGED = ("--o-s-thresh", 1, "--o-p-thresh", 1)  # no mask is selected
 
@@ -45,34 +43,25 @@ def problems(root, output="out"):
 
 
 def test_label_maps_are_redrawn_and_inputs_stay(root, capsys):
-    inputs = {name: content(root / name) for name in ("cam", "masks")}
+    inputs = content(root)
     assert sepl("enhance", *arguments(root)) == 0
     for name in "abc":
         np.testing.assert_array_equal(label(root, name), drawn(MASK, CLASS))
-    with Image.open(root / "out" / "a.png") as image:
-        assert image.convert("RGB").getpixel((1, 1)) == tuple(palette()[CLASS].tolist())
     assert sorted(content(root / "out")) == ["a.png", "b.png", "c.png", "sepl.json"]
-    assert inputs == {name: content(root / name) for name in ("cam", "masks")}
+    assert content(root).items() >= inputs.items()
     assert problems(root) == {} and capsys.readouterr().out == ""
 
 
-LIST = "train.txt"
-OPTIONS = [  # and where the class is then
-    (("--o-s-thresh", 0.66, "--o-p-thresh", 1), MASK),  # o_s is 4/6
-    (("--o-s-thresh", 0.67, "--o-p-thresh", 1), CAM),
-    (("--o-s-thresh", 0.67, "--o-p-thresh", 0.99), MASK),  # o_p is 1
-    (("--list", LIST, "--preset", "coco"), MASK),
-]
-
-
-@pytest.mark.parametrize(("words", "window"), OPTIONS)
-def test_options(words, window, root, monkeypatch):
-    monkeypatch.chdir(root)
-    Path(LIST).write_text("c\na\n")
-    assert enhance(root, *words) == 0
-    names = "ac" if LIST in words else "abc"
-    assert sorted(content(root / "out")) == [*(f"{name}.png" for name in names), "sepl.json"]
-    for name in names:
+@pytest.mark.parametrize(
+    ("o_s", "o_p", "window"),
+    [(0.66, 1, MASK), (0.67, 1, CAM), (0.67, 0.99, MASK)],  # of 4/6 and 1
+)
+def test_options(o_s, o_p, window, root):
+    (root / "train.txt").write_text("c\na\n")
+    listed = ("--list", root / "train.txt", "--preset", "coco")
+    assert enhance(root, *listed, "--o-s-thresh", o_s, "--o-p-thresh", o_p) == 0
+    assert sorted(content(root / "out")) == ["a.png", "c.png", "sepl.json"]
+    for name in "ac":
         np.testing.assert_array_equal(label(root, name), drawn(window, CLASS))
 
 

@@ -25,7 +25,7 @@ LABEL = np.array([[0, 1, 20], [255, 7, 0]], dtype=np.uint8)
 
 def test_what_is_written_is_read_again_and_has_vocs_colors(tmp_path):
     path = tmp_path / "below" / "label.png"
-    for values in (LABEL, LABEL.T, np.arange(256, dtype=np.uint8)[None]):
+    for values in (LABEL.T, np.arange(256, dtype=np.uint8)[None]):
         write_label(path, values)
         np.testing.assert_array_equal(read_label(path), values)
         with Image.open(path) as image:
@@ -131,6 +131,11 @@ def test_the_highest_score_above_the_background(tmp_path):
         assert read_label(tmp_path / "a.npy", background_score=0.0).tolist() == [[3, 15, 15, 3]]
 
 
+# The third has one more, but none is the background; 255 is void.
+NO_KEYS = None, [2], [3, 15, 7], [2.5, 14.0], [[2, 14]], [-1, 14], [2, 254]
+NO_CAMS = SCORES[0], SCORES.tolist() + [[0.5]], SCORES.astype(complex), SCORES * np.nan
+
+
 class Runs:
     def __reduce__(self):
         return open, ("ran", "w")
@@ -143,17 +148,8 @@ def test_other_content_is_refused_by_its_file_and_never_run(tmp_path, monkeypatc
         [SCORES],
         "text",
         {"keys": [2, 14]},
-        {"keys": [2, 14], "cam": SCORES[0]},
-        {"keys": [2, 14], "cam": SCORES.tolist() + [[0.5]]},
-        {"keys": [2], "cam": SCORES},
-        {"keys": [3, 15, 7], "cam": SCORES},  # one more, but none is the background
-        {"keys": None, "cam": SCORES},
-        {"keys": [2.5, 14.0], "cam": SCORES},
-        {"keys": [[2, 14]], "cam": SCORES},
-        {"keys": [-1, 14], "cam": SCORES},
-        {"keys": [2, 254], "cam": SCORES},  # 255 is void
-        {"keys": [2, 14], "cam": SCORES.astype(complex)},
-        {"keys": [2, 14], "cam": np.where(SCORES > 0.3, np.nan, SCORES)},
+        *({"keys": keys, "cam": SCORES} for keys in NO_KEYS),
+        *({"keys": [2, 14], "cam": cam} for cam in NO_CAMS),
         {2: SCORES[0], 14: SCORES[0, :, :2]},
         {2: SCORES, 14: SCORES},
         {2: 0.5},

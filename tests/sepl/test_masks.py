@@ -5,13 +5,15 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from helpers import rle_of
 from PIL import Image
 from pycocotools import mask as mask_utils
+from segment_anything.utils.amg import mask_to_rle_pytorch
 from sepl_folders import save_png
 
 from s4m_d2.errors import DatasetError
-from s4m_d2.sepl.masks import kept_masks, read_masks
+from s4m_d2.sepl.files import kept_masks, read_masks
 
 SIZE = (7, 11)
 MASKS = np.random.default_rng(0).random((12, *SIZE)) < 0.4
@@ -20,14 +22,8 @@ GOOD = {"size": list(SIZE), "counts": "0]2"}  # 77 pixels from the first on
 
 
 def uncompressed(mask):
-    """COCO's counts, found pixel by pixel."""
-    counts, value = [0], False
-    for pixel in mask.T.ravel().tolist():
-        if pixel != value:
-            counts.append(0)
-            value = pixel
-        counts[-1] += 1
-    return {"size": list(mask.shape), "counts": counts}
+    """COCO's counts, as SAM writes them."""
+    return mask_to_rle_pytorch(torch.from_numpy(mask)[None])[0]
 
 
 def records(masks, encode=rle_of):

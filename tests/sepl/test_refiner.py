@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers import rle_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,13 +45,6 @@ class Scripted:
         return self.records.get(int(image[0, 0, 0]), [])
 
 
-def records_of(masks: np.ndarray, ious=None) -> list[dict]:
-    """As SAM's generator gives them: compressed, with str counts."""
-    ious = [0.5] * len(masks) if ious is None else ious
-    pairs = zip(masks, ious, strict=True)
-    return [{"segmentation": rle_of(mask), "predicted_iou": iou} for mask, iou in pairs]
-
-
 def selection_of(masks: np.ndarray) -> Selection:
     """Teacher's masks at image size, so that resizing changes nothing."""
     logits = torch.where(torch.as_tensor(masks), INSIDE, -INSIDE)
@@ -68,9 +60,12 @@ def image_names(count: int, dtype=torch.uint8) -> Tensor:
 def refine(teachers: list[np.ndarray], objects: list[np.ndarray], sizes=None, ious=None, **options):
     """Refinement of images with such masks."""
     sizes = sizes or [masks.shape[1:] for masks in teachers]
-    script = Scripted(
-        {i: records_of(m, None if ious is None else ious[i]) for i, m in enumerate(objects)}
-    )
+    ious = ious or [[0.5] * len(masks) for masks in objects]
+    records = [
+        [{"segmentation": rle_of(m), "predicted_iou": iou} for m, iou in zip(*of, strict=True)]
+        for of in zip(objects, ious, strict=True)
+    ]
+    script = Scripted(dict(enumerate(records)))
     refiner = SEPLRefiner(backend=script, automatic_masks=script, **options)
     selections = [selection_of(masks) for masks in teachers]
     return refiner(selections, image_names(len(teachers)), sizes), script
@@ -157,36 +152,27 @@ def test_the_config_selects_it_with_its_settings():
     assert {key: getattr(chosen, key.lower()) for key in settings} == settings
 
 
-def tiny_refiner(device="cpu", side=6):
-    thresholds = {"pred_iou_thresh": 0.6, "stability_score_thresh": 0.6}
-    few = AutomaticMaskSettings(points_per_side=side, **thresholds)
+def refined_scene(device: str):
+    """A toyscapes scene, whose true masks the tiny SAM redraws; number of instances."""
     words = ["S4M.SAM.BACKEND", "tiny_toyscapes", "S4M.SAM.CHECKPOINT", "", "MODEL.DEVICE", device]
-    cfg = load_config("", words)
-    backend = build_sam_backend(cfg)
-    return SEPLRefiner(backend=backend, automatic_masks=AutomaticMasks(backend, few))
-
-
-def scene(index: int, size=(128, 256)):
-    """(image (3, H, W) uint8, true masks (N, H, W), selection of their eroded lower parts)."""
-    made = render_scene(77, "val", index, size[::-1])
-    ids = torch.from_numpy(made.instance_ids.astype(np.int64))
-    truth = torch.stack([ids == i for i in ids.unique() if i >= 1000 and (ids == i).sum() >= 150])
-    parts = -F.max_pool2d(-truth.float()[None], 5, stride=1, padding=2)[0] > 0  # eroded by 2 px
-    for mask in parts:
-        top = mask.any(1).int().argmax()
-        mask[top : top + 4] = False
-    return torch.from_numpy(made.image).permute(2, 0, 1), truth, selection_of(parts.numpy())
+    backend = build_sam_backend(load_config("", words))
+    few = AutomaticMaskSettings(5, pred_iou_thresh=0.6, stability_score_thresh=0.6)
+    refiner = SEPLRefiner(backend=backend, automatic_masks=AutomaticMasks(backend, few))
+    scene = render_scene(77, "val", 0, (256, 128))
+    ids = np.unique(scene.instance_ids)
+    selection = selection_of(scene.instance_ids == ids[ids >= 1000, None, None])
+    labels = selection.labels
+    labels = PseudoLabels(*(t.to(device) for t in (labels.labels, labels.masks, labels.scores)))
+    there = Selection(labels, selection.mask_logits.to(device), selection.content_size, {})
+    image = torch.from_numpy(scene.image).permute(2, 0, 1)[None].to(device)
+    return refiner([there], image, [(128, 256)]), len(labels)
 
 
 @pytest.mark.gpu
 def test_on_a_gpu_it_is_the_same():
-    image, _, selection = scene(0)
-    refined = tiny_refiner(side=5)([selection], image[None], [(128, 256)])
-    expected, labels = refined.labels[0].masks, selection.labels
-    assert refined.num_fallbacks < len(labels)
-    on_gpu = PseudoLabels(*(getattr(labels, n).cuda() for n in ("labels", "masks", "scores")))
-    there = Selection(on_gpu, selection.mask_logits.cuda(), selection.content_size, {})
-    refined = tiny_refiner("cuda", 5)([there], image[None].cuda(), [(128, 256)])
+    expected, count = refined_scene("cpu")
+    assert expected.num_fallbacks < count
+    refined, _ = refined_scene("cuda")
     masks = refined.labels[0].masks
     assert masks.is_cuda and refined.predicted_ious.is_cuda
-    assert (masks.cpu() != expected).float().mean() < 1e-2
+    assert (masks.cpu() != expected.labels[0].masks).float().mean() < 1e-2

@@ -24,7 +24,6 @@ from s4m_d2.semi import EMATeacher
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 STAGES = {1: "teacher", 2: "student"}
-SAM_SIZES = ("vit_b", "vit_l", "vit_h")
 CONFIG_SAM, TINY_SAM = "config", "tiny_toyscapes"
 
 
@@ -39,7 +38,7 @@ class Case:
     instances: int  # per image, labeled or pseudo-labeled
     images: int = 0  # per batch, labeled, and as many unlabeled; 0: the config's
     device: str = "cpu"
-    sam: str = TINY_SAM  # or CONFIG_SAM, or one of SAM_SIZES
+    sam: str = TINY_SAM  # or CONFIG_SAM
     opts: tuple[str, ...] = ()  # config keys and values
 
 
@@ -57,28 +56,24 @@ def case_config(case: Case, stage: int):
     """The config of a stage (1 or 2), with random weights, for one process: SyncBN becomes BN."""
     file = str(CONFIGS / case.config)
     plain = load_config(file)
-    overrides = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", case.device, "DATALOADER.NUM_WORKERS", "0"]
+    keys = {"MODEL.WEIGHTS": "", "MODEL.DEVICE": case.device, "DATALOADER.NUM_WORKERS": 0}
     if plain.MODEL.RESNETS.NORM == "SyncBN":
-        overrides += ["MODEL.RESNETS.NORM", "BN"]
-    if case.sam != CONFIG_SAM:
-        backend = TINY_SAM if case.sam == TINY_SAM else "segment_anything"
-        overrides += ["S4M.SAM.BACKEND", backend, "S4M.SAM.MODEL_TYPE", case.sam]
-        overrides += ["S4M.SAM.CHECKPOINT", ""]
+        keys["MODEL.RESNETS.NORM"] = "BN"
+    if case.sam == TINY_SAM:
+        keys |= {"S4M.SAM.BACKEND": TINY_SAM, "S4M.SAM.CHECKPOINT": ""}
     height, width = case.image_size
     if plain.INPUT.DATASET_MAPPER_NAME != "coco_instance_lsj":
-        overrides += ["INPUT.CROP.SIZE", str((height, width))]
+        keys["INPUT.CROP.SIZE"] = height, width
     elif height == width:
-        overrides += ["INPUT.IMAGE_SIZE", str(height)]
+        keys["INPUT.IMAGE_SIZE"] = height
     else:
         raise ConfigError(
             f"--size {height}x{width}: {case.config} trains on squares; give a size like 512x512"
         )
     if case.images:
-        overrides += ["SOLVER.IMS_PER_BATCH", str(case.images)]
-        overrides += ["S4M.TEACHER.IMS_PER_BATCH", str(case.images)]
+        keys |= dict.fromkeys(("SOLVER.IMS_PER_BATCH", "S4M.TEACHER.IMS_PER_BATCH"), case.images)
+    overrides = [str(word) for item in keys.items() for word in item]
     cfg = load_config(file, [*overrides, *case.opts])
-    if cfg.S4M.SAM.BACKEND == "segment_anything" and cfg.S4M.SAM.MODEL_TYPE not in SAM_SIZES:
-        raise ConfigError(f"--sam {case.sam} is unknown; choose {TINY_SAM} or one of {SAM_SIZES}")
     return engine.stage_config(engine.run_config(cfg), STAGES[stage])
 
 
@@ -138,6 +133,12 @@ class Bench:
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.float16, enabled=self.half)
+
+    @torch.no_grad()
+    def predictions(self) -> dict:
+        """The teacher's forward pass over the weak views."""
+        with self.autocast():
+            return self.teacher.model.predict_queries(self.weak)
 
 
 def build_sam(cfg):

@@ -6,34 +6,32 @@ import contextlib
 import copy
 import itertools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from benchmarking import ours, plain, plain_step, synthetic
+from benchmarking import ours, plain, synthetic
 from benchmarking.bench import Bench, OneByOne
 from benchmarking.timing import Form
 from s4m_d2.data import DATASET_MAPPER_REGISTRY
 from s4m_d2.engine.rng import sample_seeds
-from s4m_d2.formats.coco import mask_polygons
 from s4m_d2.layers import cell_centers, ms_deform_attn
+from s4m_d2.modeling.meta_arch import prepare_target
 from s4m_d2.semi.ema_teacher import TeacherPhase
-from s4m_d2.structures import encode_masks
+from s4m_d2.structures import sample_generators
 
 #: Parts that are inside another one and so do not count again in the sum of a step.
 INSIDE = {"points": "refinement", "matching": "losses", "deformable attention": "student forward"}
 #: The method's own operations, whose plain forms the project promises to beat.
 METHOD_PARTS = ("points", "arp", "ema")
-FILES = 4  # image files, which a batch reads in turn
 OTHER_PIXELS = 1e-3  # share of a mask's frame that rounding of coordinates may change
 LEVELS = 3.0  # mean difference of two strong views, of 255; PIL rounds to 8 bits after each change
 SAME_MATCHES = 0.9  # share of the queries: ties are broken by rounding
@@ -60,10 +58,12 @@ class Parts:
     """Makes the parts of a stage's step; what several of them need is made once."""
 
     def __init__(self, bench: Bench) -> None:
-        self.bench = bench
+        self.bench, self.rgb = bench, bench.rgb
         self.rng = np.random.default_rng(0)
         self.images = [sample["image"].to(bench.device) for sample in bench.unlabeled]
         self.loose = 5e-2 if bench.half else 2e-3
+        # In which the models are ours, and have plain deformable attention and matching.
+        self.models = contextlib.nullcontext, partial(plain.plain_model, bench)
 
     @cached_property
     def predicted(self) -> dict:
@@ -79,16 +79,23 @@ class Parts:
 
     @cached_property
     def encoded(self):
-        return ours.encode(self.bench, self.bench.sam, self.bench.rgb)
+        return self._encode(self.bench.sam)
 
     @cached_property
     def batches(self) -> list[list[dict]]:
+        """The student's: labeled samples, and unlabeled ones with instances."""
         bench = self.bench
-        return [bench.labeled, *([ours.pseudo_labeled(bench)] if bench.stage == 2 else [])]
+        shapes = (len(bench.unlabeled), bench.size, bench.case.instances, bench.num_classes)
+        others = synthetic.samples("labeled", *shapes)
+        samples = zip(bench.unlabeled, self.images, others, strict=True)
+        given = [{**s, "image": image, "instances": o["instances"]} for s, image, o in samples]
+        return [bench.labeled, given] if bench.stage == 2 else [bench.labeled]
 
     @cached_property
     def wanted(self) -> list[list[dict]]:
-        return [ours.targets(self.bench, batch) for batch in self.batches]
+        """The criterion's targets."""
+        about = self.bench.size, self.bench.num_classes, self.bench.device
+        return [[prepare_target(x, *about) for x in batch] for batch in self.batches]
 
     @cached_property
     @torch.no_grad()
@@ -97,13 +104,14 @@ class Parts:
 
     def data(self) -> Part:
         """One batch of a step, in one process; workers load it while another step runs."""
-        cfg = self.bench.cfg
+        cfg, case = self.bench.cfg, self.bench.case
         mappers = {"labeled": cfg.INPUT.DATASET_MAPPER_NAME}
         if self.bench.stage == 2:
             mappers["unlabeled"] = cfg.S4M.UNLABELED_MAPPER
         mappers = {k: DATASET_MAPPER_REGISTRY.get(name)(cfg, True) for k, name in mappers.items()}
         folder = tempfile.TemporaryDirectory()
-        records = write_images(Path(folder.name), self.bench)
+        shown = case.raw_size, case.instances, self.bench.num_classes
+        records = synthetic.write_images(Path(folder.name), *shown)
         positions = itertools.count()
 
         def load(folder=folder) -> None:  # the files live as long as the part
@@ -119,14 +127,15 @@ class Parts:
     def ema(self) -> Part:
         """The teacher's update; two tensors are read and one is written."""
         teacher, student = self.bench.teacher, self.bench.student
-
-        def update_plainly() -> None:
-            plain.update_teacher(teacher.model, student, teacher.decay)
+        updates = (
+            Form(lambda: teacher.step(student, TeacherPhase.EMA)),
+            Form(lambda: plain.update_teacher(teacher.model, student, teacher.decay)),
+        )
 
         def same(*_) -> None:
             model, found = teacher.model, []
             start = copy.deepcopy(model.state_dict())
-            for update in (lambda: teacher.step(student, TeacherPhase.EMA), update_plainly):
+            for update in updates:
                 model.load_state_dict(start)
                 with torch.no_grad():
                     for tensor in model.parameters():
@@ -136,36 +145,35 @@ class Parts:
             model.load_state_dict(start)
             assert_close(*found, rtol=1e-5, atol=1e-6)
 
-        size = sum(p.numel() * p.element_size() for p in student.parameters())
-        update = Form(lambda: teacher.step(student, TeacherPhase.EMA))
-        return Part(update, Form(update_plainly), same, moved_bytes=3 * size)
+        return Part(*updates, same, moved_bytes=3 * size_of(student.parameters()))
 
     def teacher(self) -> Part:
         """The teacher's pass; the plain one with plain deformable attention."""
 
-        def predict_plainly() -> dict:
-            with ours.plain_model(self.bench):
-                return ours.predictions(self.bench)
+        def predict(model: Callable) -> dict:
+            with model():
+                return self.bench.predictions()
 
-        predict = Form(lambda: ours.predictions(self.bench))
-        return Part(predict, Form(predict_plainly), counts_flops=True)
+        return Part(*pair(predict, *self.models), counts_flops=True)
 
     def selection(self) -> Part:
         return Part(Form(lambda: self.bench.labeling.select(self.predicted)))
 
     def sam_encode(self) -> Part:
         """SAM's encoder: the batch together, and image by image."""
-        bench, images = self.bench, self.bench.rgb
-        backends = bench.sam, OneByOne(bench.sam)
-        forms = pair(lambda backend: ours.encode(bench, backend, images), *backends)
+        forms = pair(self._encode, self.bench.sam, OneByOne(self.bench.sam))
         return Part(*forms, lambda a, b: self._close(a.embeddings, b.embeddings), counts_flops=True)
 
     def sam_prompts(self) -> Part:
         """SAM's answers to the clicks of all images together, and image by image."""
         bench, drawn = self.bench, ours.points(self.bench, self.selected)
-        backends = bench.sam, OneByOne(bench.sam)
-        forms = pair(lambda backend: ours.prompt(bench, backend, self.encoded, *drawn), *backends)
-        return Part(*forms, self._close, counts_flops=True)
+
+        @torch.no_grad()
+        def prompt(backend) -> list[Tensor]:
+            with bench.autocast():
+                return [output.mask_logits for output in backend.prompt(self.encoded, *drawn)]
+
+        return Part(*pair(prompt, bench.sam, OneByOne(bench.sam)), self._close, counts_flops=True)
 
     def points(self) -> Part:
         """Clicks; the draws differ, but all are centers of pixels of their masks."""
@@ -181,7 +189,7 @@ class Parts:
                     assert one.labels.masks.cpu()[row, y, x][kinds.cpu() > 0].all()
 
         draw = Form(lambda: ours.points(self.bench, self.selected))
-        draw_plainly = Form(lambda: plain_step.points(self.bench, self.selected, self.rng))
+        draw_plainly = Form(lambda: plain.points(self.bench, self.selected, self.rng))
         return Part(draw, draw_plainly, same)
 
     def refinement(self) -> Part:
@@ -189,29 +197,28 @@ class Parts:
 
         def refine_plainly() -> list:
             with patch.object(self.bench.answers, "passes", False):
-                return plain_step.refine(self.bench, self.selected, self.rng)
+                return plain.refine(self.bench, self.selected, self.rng)
 
         refine = Form(lambda: ours.refine(self.bench, self.selected))
         return Part(refine, Form(refine_plainly), same_labels)
 
     def arp(self) -> Part:
         """ARP; each mask of a pair is read and written."""
-        bench = self.bench
+        bench, count = self.bench, len(self.images)
 
         def same(found: tuple, expected: tuple) -> None:
             same_labels(found[1], expected[1])
             same_pictures(found[0], expected[0], 1.0)
 
-        count = len(self.images)
         pairs = max(1, int(bench.cfg.S4M.ARP.PAIR_FRACTION * count)) if count > 1 else 0
         channels = 2 * 2 * bench.case.instances + 3 * 3
         moved = pairs * 2 * bench.size[0] * bench.size[1] * channels
-        forms = pair(lambda of: of.exchange(bench, self.images, self.refined), ours, plain_step)
+        forms = pair(lambda of: of.exchange(bench, self.images, self.refined), ours, plain)
         return Part(*forms, same, moved_bytes=moved)
 
     def strong_view(self) -> Part:
         """The student's images."""
-        forms = pair(lambda of: of.strong_views(self.bench, self.images), ours, plain_step)
+        forms = pair(lambda of: of.strong_views(self.bench, self.images), ours, plain)
         return Part(*forms, lambda found, expected: same_pictures(found, expected, LEVELS))
 
     def distillation(self) -> Part:
@@ -221,57 +228,60 @@ class Parts:
         shape = (len(bench.labeled), channels, bench.size[0] // 4, bench.size[1] // 4)
         features = torch.rand(shape, generator=synthetic.generator("mask features"))
         features = features.to(bench.device).requires_grad_()
+        masks, encoded = [target["masks"] for target in self.wanted[0]], self.encoded
+
+        def distill(loss: Callable) -> Tensor:
+            generators = sample_generators(bench.labeled, "prompt_points", bench.device)
+            with patch.object(bench.sam, "encode", lambda *_: encoded), bench.autocast():
+                return loss(features, self.rgb, bench.sizes, masks, generators)["loss_sd"]
+
         losses = bench.distillation, partial(plain.distillation, bench.distillation)
-        wanted = self.wanted[0]
-        forms = pair(
-            lambda loss: ours.distill(bench, loss, self.encoded, features, wanted), *losses
-        )
-        return Part(*forms, partial(self._close, atol=0), counts_flops=True)
+        return Part(*pair(distill, *losses), partial(self._close, atol=0), counts_flops=True)
 
     def student_forward(self) -> Part:
         def same(*outputs: list[dict]) -> None:
             self._close(*([output["mask_features"] for output in form] for form in outputs))
 
-        return Part(*pair(StudentPass.forward, *self._passes()), same, counts_flops=True)
+        return Part(*pair(self._forward, *self.models), same, counts_flops=True)
 
     def losses(self) -> Part:
-        forms = pair(lambda of: of.losses(self.outputs), *self._passes())
-        return Part(*forms, self._close)
+        return Part(*pair(partial(self._losses, self.outputs), *self.models), self._close)
 
     def backward(self) -> Part:
-        passes = self._passes()
+        forms = [Form(Tensor.backward, partial(self._graph, model)) for model in self.models]
 
         def same(*_) -> None:
-            self._close(*(one.gradient_norm() for one in passes), rtol=5 * self.loose)
+            self._close(*map(self._gradient_norm, forms), rtol=5 * self.loose)
 
-        forms = [Form(torch.Tensor.backward, one.graph) for one in passes]
         return Part(*forms, same, counts_flops=True)
 
     def optimizer(self) -> Part:
         """Clipping and update: reads the gradients twice and writes them; then four and three."""
-        optimizer, student = self.bench.optimizer, self._passes()[0]
+        optimizer = self.bench.optimizer
         tensors = [p for group in optimizer.param_groups for p in group["params"]]
 
         def gradients() -> tuple:
             if all(parameter.grad is None for parameter in tensors):
-                student.gradient_norm()
+                self._graph(self.models[0])[0].backward()
             return ()
 
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        return Part(Form(lambda: optimizer.step(), gradients), moved_bytes=10 * size)
+        return Part(Form(lambda: optimizer.step(), gradients), moved_bytes=10 * size_of(tensors))
 
     def matching(self) -> Part:
-        """The assignments of all layers and images of a step."""
-        bench = self.bench
+        """The assignments of all layers and images of a step: (L, M) matched queries of each."""
         wanted = [[{**t, "masks": t["masks"].float()} for t in batch] for batch in self.wanted]
-        own = bench.student.criterion.matcher
+        own = self.bench.student.criterion.matcher
 
         def same(*queries: list[Tensor]) -> None:
             found, expected = (torch.cat([q.flatten() for q in of_form]) for of_form in queries)
             assert (found == expected).float().mean() >= SAME_MATCHES
 
         def match(matcher: Callable) -> list[Tensor]:
-            return ours.match(bench, matcher, self.outputs, wanted, self.batches)
+            found = []
+            for output, targets, batch in zip(self.outputs, wanted, self.batches, strict=True):
+                draws = sample_generators(batch, "loss_points", self.bench.device)
+                found += matcher([output, *output["aux_outputs"]], targets, draws)
+            return [torch.from_numpy(image.queries) for image in found]
 
         return Part(*pair(match, own, plain.Matcher(**vars(own))), same)
 
@@ -283,10 +293,10 @@ class Parts:
         levels = [(size[0] // stride, size[1] // stride) for stride in (32, 16, 8)]
         cells = sum(height * width for height, width in levels)
         draws = synthetic.generator("deformable attention")
-        first = len(self.bench.labeled), cells, heads
 
         def random(*shape: int) -> Tensor:
-            return torch.rand((*first, *shape), generator=draws).to(device)
+            shape = len(self.bench.labeled), cells, heads, *shape
+            return torch.rand(shape, generator=draws).to(device)
 
         value = random(head.CONVS_DIM // heads).requires_grad_()
         # near the query's own place, as an encoder looks: within a few cells
@@ -305,8 +315,37 @@ class Parts:
 
         return Part(*pair(run, ms_deform_attn.deformable_sampling, plain.deformable_sampling), same)
 
-    def _passes(self) -> list[StudentPass]:
-        return [StudentPass(self, plainly) for plainly in (False, True)]
+    @torch.no_grad()
+    def _encode(self, backend):
+        with self.bench.autocast():
+            return backend.encode(self.rgb, self.bench.sizes)
+
+    def _forward(self, model: Callable) -> list[dict]:
+        """The student's outputs of each batch, with their graph."""
+        with model():
+            return ours.student_outputs(self.bench, self.batches)
+
+    def _losses(self, outputs: Sequence[dict], model: Callable) -> Tensor:
+        """The sum of all losses but the distillation's."""
+        total, weights = 0.0, (1.0, self.bench.cfg.S4M.UNSUP_LOSS_WEIGHT)
+        parts = zip(outputs, self.wanted, self.batches, weights, strict=False)
+        with model():
+            for output, targets, batch, weight in parts:
+                draws = sample_generators(batch, "loss_points", self.bench.device)
+                found = self.bench.student.criterion(output, targets, draws)
+                total = total + weight * sum(found.values())
+        return total
+
+    def _graph(self, model: Callable) -> tuple[Tensor]:
+        """The losses, ready for a backward pass."""
+        self.bench.optimizer.zero_grad()
+        return (self._losses(self._forward(model), model),)
+
+    def _gradient_norm(self, backward: Form) -> Tensor:
+        """Of all parameters together, after one pass."""
+        backward()
+        gradients = [p.grad for p in self.bench.student.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
 
     def _close(self, found, expected, **tolerance: float) -> None:
         tolerance = {"rtol": self.loose, "atol": self.loose} | tolerance
@@ -335,48 +374,21 @@ MAKERS: dict[str, tuple[Callable[[Parts], Part], tuple[int, ...]]] = {
 }
 
 
-class StudentPass:
-    """The student on a step's batches; plainly: with plain deformable attention and matching."""
-
-    def __init__(self, parts: Parts, plainly: bool) -> None:
-        self._parts, self._bench, self._plainly = parts, parts.bench, plainly
-
-    def _form(self) -> contextlib.AbstractContextManager:
-        return ours.plain_model(self._bench) if self._plainly else contextlib.nullcontext()
-
-    def forward(self) -> list[dict]:
-        """Outputs of each batch, with their graph."""
-        with self._form():
-            return ours.student_outputs(self._bench, self._parts.batches)
-
-    def losses(self, outputs: list[dict]) -> Tensor:
-        """The sum of all losses."""
-        with self._form():
-            return ours.losses(self._bench, outputs, self._parts.wanted, self._parts.batches)
-
-    def graph(self) -> tuple[Tensor]:
-        """The losses, ready for a backward pass."""
-        self._bench.optimizer.zero_grad()
-        return (self.losses(self.forward()),)
-
-    def gradient_norm(self) -> Tensor:
-        """Of all parameters together, after one pass."""
-        self.graph()[0].backward()
-        gradients = [p.grad for p in self._bench.student.parameters() if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
-
-
 def check_step(bench: Bench) -> None:
     """The losses of a whole step, with the strong view, whose rounding differs, left out."""
     keep = contextlib.nullcontext()
     if bench.labeling is not None:
         keep = patch.object(bench.labeling, "strong_view", lambda images, _: images)
     with torch.no_grad(), keep:
-        found = ours.step_losses(bench)
-        rng = np.random.default_rng(0)
-        expected = plain_step.losses(bench, rng, views=lambda _, images: images)
+        found = ours.losses(bench)
+        expected = plain.losses(bench, np.random.default_rng(0), views=lambda _, images: images)
     tolerance = 0.1 if bench.half else 5e-3
     assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def same_labels(found: Sequence, expected: Sequence) -> None:
@@ -392,22 +404,3 @@ def same_pictures(found: Sequence[Tensor], expected: Sequence[Tensor], levels: f
     for one, other in zip(found, expected, strict=True):
         assert one.shape == other.shape
         assert (one.float() - other.float()).abs().mean() <= levels
-
-
-def write_images(folder: Path, bench: Bench) -> list[dict]:
-    """A few PNG files of the data set's size, and Detectron2's records of them."""
-    size, records = bench.case.raw_size, []
-    for index in range(FILES):
-        draws = synthetic.generator("files", index)
-        pixels = synthetic.image(size, draws).permute(1, 2, 0).numpy()
-        name = folder / f"{index}.png"
-        cv2.imwrite(str(name), np.ascontiguousarray(pixels[..., ::-1]))
-        masks = encode_masks(synthetic.instance_logits(bench.case.instances, size, draws) > 0)
-        annotations = []
-        for n, rle in enumerate(masks):
-            polygons = [polygon.ravel().tolist() for polygon in mask_polygons(rle)]
-            common = {"category_id": n % bench.num_classes, "iscrowd": 0}
-            annotations.append({**common, "segmentation": polygons})
-        record = {"file_name": str(name), "height": size[0], "width": size[1], "image_id": index}
-        records.append({**record, "annotations": annotations})
-    return records

@@ -1,9 +1,15 @@
-"""The straightforward forms, by the method's definition: loops over images, masks and layers."""
+"""The straightforward forms, by the method's definition: loops over images, masks and layers.
+
+``points``, ``refine``, ``exchange``, ``strong_views``, ``losses`` and ``training_step`` do what
+``ours`` does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -12,10 +18,12 @@ import torchvision.transforms.functional as TF
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from benchmarking.bench import Bench, OneByOne
+from s4m_d2.layers import ms_deform_attn
 from s4m_d2.losses.matcher import HungarianMatcher, ImageMatches
 from s4m_d2.losses.structural_distillation import sample_query_points
 from s4m_d2.semi.pseudo_labels import Selection
-from s4m_d2.structures import PseudoLabels
+from s4m_d2.structures import PseudoLabels, sample_generators
 
 BLUR_REACH = 3.0  # half width of the strong view's kernel, in sigmas
 
@@ -44,53 +52,82 @@ def mask_points(
     return torch.from_numpy(points).to(masks.device), torch.from_numpy(labels).to(masks.device)
 
 
-def exchange_instances(
-    images: Sequence[Tensor],
-    labels: Sequence[PseudoLabels],
-    exchanges: Iterable[tuple[int, int, Tensor | None]],
-    min_area: float,
-    scale_range: tuple[float, float],
-) -> tuple[list[Tensor], list[PseudoLabels]]:
-    """ARP with a loop over masks, and over exchanges from a source to a base.
+@torch.no_grad()
+def points(bench: Bench, selected: Sequence[Selection], rng: np.random.Generator) -> list:
+    """Clicks in every mask of the batch, and their labels, image by image."""
+    return [mask_points(one, bench.cfg.S4M.REFINE.NUM_POINTS, rng) for one in selected]
 
-    Of each: (N, 3) draws in [0, 1), scale, x and y of each pasted instance; None: pasted in place.
-    """
+
+@torch.no_grad()
+def refine(
+    bench: Bench, selected: Sequence[Selection], rng: np.random.Generator
+) -> list[PseudoLabels]:
+    """Image by image: encode, draw, prompt, choose, resize; no synthetic answer is empty."""
+    labels, answers, images = [], bench.answers, bench.rgb
+    drawn = points(bench, selected, rng)
+    for index, (one, (clicks, kinds)) in enumerate(zip(selected, drawn, strict=True)):
+        own = patch.object(answers, "answers", answers.answers[index : index + 1])
+        with bench.autocast(), own:
+            encoded = answers.encode(images[index, None], [bench.size])
+            [output] = answers.prompt(encoded, [clicks], [kinds])
+        rated = zip(output.mask_logits, output.iou_predictions, strict=True)
+        best = [logits[int(ious.argmax()), None] for logits, ious in rated]
+        masks = torch.cat([answers.upscale(logits, bench.size) > 0 for logits in best])
+        labels.append(one.labels.with_masks(masks))
+    return labels
+
+
+@torch.no_grad()
+def exchange(bench: Bench, images: Sequence[Tensor], labels: Sequence[PseudoLabels]):
+    """ARP with the draws that the samples' seeds give: from one image of a pair to the other."""
+    arp = bench.cfg.S4M.ARP
+    generators = sample_generators(bench.unlabeled, "arp", "cpu")
+    order = torch.randperm(len(images), generator=generators[0]).tolist()
+    count = max(1, int(arp.PAIR_FRACTION * len(images)))
     new_images, new_labels = list(images), list(labels)
-    for source, base, draws in exchanges:
-        image, found = images[base].clone(), labels[base]
-        masks = [mask.clone() for mask in found.masks]
-        classes, scores = list(found.labels), list(found.scores)
-        pasted = 0
-        for label, mask, score in zip(
-            labels[source].labels, labels[source].masks, labels[source].scores, strict=True
-        ):
-            if mask.sum().item() < min_area:
-                continue
-            pixels = images[source]
-            if draws is not None:
-                pixels, mask = place(pixels, mask, draws[pasted], scale_range)
-            image = torch.where(mask, pixels, image)
-            for other in masks:
-                other[mask] = False
-            masks, classes, scores = [*masks, mask.clone()], [*classes, label], [*scores, score]
-            pasted += 1
-        if pasted:
-            new_images[base], new_labels[base] = image, _disjoint(masks, classes, scores, pasted)
+    for pair in list(zip(order[::2], order[1::2], strict=False))[:count]:
+        for source, base in (pair, pair[::-1]):
+            large = [
+                mask.sum().item() >= bench.labeling.arp.min_area for mask in labels[source].masks
+            ]
+            rows = np.flatnonzero(large)
+            draws = None
+            if arp.RANDOM_PLACEMENT:
+                draws = torch.rand(len(rows), 3, generator=generators[base])
+            if len(rows):
+                pasted = images[source], labels[source][rows], draws, tuple(arp.SCALE_RANGE)
+                new_images[base], new_labels[base] = paste(images[base], labels[base], *pasted)
     return new_images, new_labels
 
 
-def _disjoint(masks: list[Tensor], classes: list, scores: list, pasted: int) -> PseudoLabels:
-    """Later masks over earlier ones; the pasted ones have cut the others already."""
-    own = len(masks) - pasted
-    for later in range(own):
-        for earlier in range(later):
-            masks[earlier][masks[later]] = False
-    kept = [index for index, mask in enumerate(masks) if mask.any()]
-    return PseudoLabels(
-        torch.stack([classes[index] for index in kept]),
-        torch.stack([masks[index] for index in kept]),
-        torch.stack([scores[index] for index in kept]),
-    )
+def paste(
+    image: Tensor,
+    labels: PseudoLabels,
+    pixels: Tensor,
+    objects: PseudoLabels,
+    draws: Tensor | None,
+    scale_range: tuple[float, float],
+) -> tuple[Tensor, PseudoLabels]:
+    """Paste the objects of an image ``pixels`` into another one, mask by mask.
+
+    draws: (N, 3) in [0, 1), scale, x and y of each object; None: pasted in place.
+    """
+    masks = [mask.clone() for mask in labels.masks]
+    for later, mask in enumerate(masks):
+        for earlier in masks[:later]:
+            earlier[mask] = False
+    for number, mask in enumerate(objects.masks):
+        shown = pixels
+        if draws is not None:
+            shown, mask = place(pixels, mask, draws[number], scale_range)
+        image = torch.where(mask, shown, image)
+        for other in masks:
+            other[mask] = False
+        masks.append(mask.clone())
+    kept = [row for row, mask in enumerate(masks) if mask.any()]
+    classes = torch.cat([labels.labels, objects.labels])
+    scores = torch.cat([labels.scores, objects.scores])
+    return image, PseudoLabels(classes, torch.stack(masks), scores)[np.array(kept)]
 
 
 def place(
@@ -136,6 +173,14 @@ def strong_view(image: Tensor, settings, generator: torch.Generator) -> Tensor:
         kernel = 2 * int(np.ceil(BLUR_REACH * sigma)) + 1
         picture = TF.gaussian_blur(picture, [kernel, kernel], [sigma, sigma])
     return TF.pil_to_tensor(picture).to(image.device)
+
+
+@torch.no_grad()
+def strong_views(bench: Bench, images: Sequence[Tensor]) -> list[Tensor]:
+    """The student's images, one by one on the host."""
+    generators = sample_generators(bench.unlabeled, "strong_view", "cpu")
+    pairs = zip(images, generators, strict=True)
+    return [strong_view(image, bench.cfg.S4M.STRONG_VIEW, draws) for image, draws in pairs]
 
 
 @torch.no_grad()
@@ -267,3 +312,52 @@ def cosines(maps: Tensor, points: Tensor) -> Tensor:
     chosen = F.grid_sample(maps, 2 * points[:, :, None] - 1, "bilinear", "border", False)
     chosen = F.normalize(chosen[..., 0], dim=1)
     return chosen.transpose(1, 2) @ F.normalize(maps.flatten(2), dim=1)
+
+
+@contextlib.contextmanager
+def plain_model(bench: Bench) -> Iterator[None]:
+    """Use plain deformable attention in all models, and plain matching in the criterion."""
+    criterion = bench.student.criterion
+    matcher = patch.object(criterion, "matcher", Matcher(**vars(criterion.matcher)))
+    with matcher, patch.object(ms_deform_attn, "deformable_sampling", deformable_sampling):
+        yield
+
+
+def losses(bench: Bench, rng: np.random.Generator, views=strong_views) -> dict[str, Tensor]:
+    """All losses of a step, from its batches on; ``views`` makes the student's images."""
+    with plain_model(bench):
+        if bench.stage == 1:  # with SAM and the distillation image by image
+            loss = partial(distillation, bench.distillation)
+            one_by_one = patch.object(bench.distillation, "backend", OneByOne(bench.sam))
+            with one_by_one, patch.object(bench.student, "distillation", loss), bench.autocast():
+                return bench.student(bench.labeled)
+        labels = refine(bench, bench.labeling.select(bench.predictions()), rng)
+        images = [sample["image"].to(bench.device) for sample in bench.unlabeled]
+        images, labels = exchange(bench, images, labels)
+        parts = zip(bench.unlabeled, views(bench, images), labels, strict=True)
+        batch = [{**s, "image": image, "instances": its.to_instances()} for s, image, its in parts]
+        weight = bench.cfg.S4M.UNSUP_LOSS_WEIGHT
+        with bench.autocast():
+            found = dict(bench.student(bench.labeled))
+            unsupervised = bench.student(batch).items()
+            return found | {f"unsup/{name}": weight * loss for name, loss in unsupervised}
+
+
+def training_step(bench: Bench) -> Callable[[], dict[str, float]]:
+    """One step after another, as a plain loop: EMA, losses, backward, update."""
+    rng = np.random.default_rng(0)
+    scaler = torch.amp.GradScaler(bench.device.type, enabled=bench.half)
+
+    def step() -> dict[str, float]:
+        if bench.teacher is not None:
+            update_teacher(bench.teacher.model, bench.student, bench.teacher.decay)
+        found = losses(bench, rng)
+        bench.optimizer.zero_grad()
+        scaler.scale(sum(found.values())).backward()
+        logged = {name: loss.item() for name, loss in found.items()}
+        scaler.unscale_(bench.optimizer)
+        scaler.step(bench.optimizer)
+        scaler.update()
+        return logged
+
+    return step

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import cv2
 import torch
 import torch.nn.functional as F
 from detectron2.structures import BitMasks, Instances
 from torch import Tensor
 
 from s4m_d2.engine.rng import derive_seed, sample_seeds
+from s4m_d2.formats.coco import mask_polygons
+from s4m_d2.structures import encode_masks
 
 SHARPNESS = 6.0  # logit in the middle of an instance
 NO_MASK = -10.0  # logit where there is none
 CLASS_LOGIT = 12.0
 RADII = (0.07, 0.18)  # half axes of an instance, in sides of the image
+FILES = 4  # image files, which a batch reads in turn
 
 
 def generator(*keys: int | str) -> torch.Generator:
@@ -45,23 +51,34 @@ def samples(
     result = []
     for index in range(batch):
         draws = generator(stream, index)
-        sample = {
-            "file_name": f"synthetic_{index}.png",
-            "image": image(size, draws),
-            "height": size[0],
-            "width": size[1],
-            "seeds": sample_seeds(0, stream, index),
-        }
+        sample = {"file_name": f"synthetic_{index}.png", "height": size[0], "width": size[1]}
+        sample |= {"image": image(size, draws), "seeds": sample_seeds(0, stream, index)}
         if stream == "labeled":
             masks = BitMasks(instance_logits(instances, size, draws) > 0)
-            classes = torch.randint(num_classes, (instances,), generator=draws)
-            sample["instances"] = Instances(
-                size, gt_classes=classes, gt_masks=masks, gt_boxes=masks.get_bounding_boxes()
-            )
+            fields = {"gt_masks": masks, "gt_boxes": masks.get_bounding_boxes()}
+            fields["gt_classes"] = torch.randint(num_classes, (instances,), generator=draws)
+            sample["instances"] = Instances(size, **fields)
         else:
             sample["image_weak"] = (255 - sample["image"]) // 2 + 64
         result.append(sample)
     return result
+
+
+def write_images(
+    folder: Path, size: tuple[int, int], instances: int, num_classes: int
+) -> list[dict]:
+    """A few PNG files of a data set, and Detectron2's records of them."""
+    records = []
+    for index in range(FILES):
+        draws, name = generator("files", index), str(folder / f"{index}.png")
+        cv2.imwrite(name, image(size, draws).flip(0).permute(1, 2, 0).contiguous().numpy())  # BGR
+        annotations = []
+        for n, rle in enumerate(encode_masks(instance_logits(instances, size, draws) > 0)):
+            polygons = [polygon.ravel().tolist() for polygon in mask_polygons(rle)]
+            annotations.append({"category_id": n % num_classes, "segmentation": polygons})
+        record = {"file_name": name, "height": size[0], "width": size[1], "image_id": index}
+        records.append({**record, "annotations": annotations})
+    return records
 
 
 def query_predictions(

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,13 +90,9 @@ def peak_memory(form: Form, device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - held
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         form.run(*arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiled.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
-    memory = sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"])
-    memory = [e["args"] for e in memory if e["args"]["Device Type"] == 0]  # the CPU
-    return max(accumulate((event["Bytes"] for event in memory), initial=0))
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate((event.nbytes() for event in events), initial=0))
 
 
 def machine_peaks(clock: Clock, *, half: bool) -> dict[str, float]:

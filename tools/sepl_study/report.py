@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 
 from s4m_d2.files import atomic_write
 from s4m_d2.sepl import enhance
-from s4m_d2.sepl.evaluate import confusion, miou
-from s4m_d2.sepl.visualize import draw_image, draw_label, draw_masks, legend_entries
+from s4m_d2.sepl.results import confusion, draw_label, draw_masks, legend_entries, miou
 from s4m_d2.visualization import panel_grid
 from sepl_study.scenes import MIN_INSTANCE_AREA, STUDY_STRENGTH, StudyScene
 
@@ -137,7 +136,7 @@ def draw_examples(
     rows, titles, labels = [], [], []
     for gain, ious, image, rles, maps in (found[place] for place in places):
         first, *others = (draw_label(image, label) for label in maps)
-        rows.append([draw_image(image), first, draw_masks(image, rles), *others])
+        rows.append([image, first, draw_masks(image, rles), *others])
         titles.append(f"mIoU {ious[0]:.1f} → {ious[1]:.1f} ({gain:+.1f})")
         labels += maps
     panel_grid(rows, TITLES, path, titles, legend_entries(labels, CLASS_NAMES))

@@ -11,7 +11,6 @@ import numpy as np
 from cam_like import FAILURES, cam_label
 from make_cam_labels import class_map, label_generator
 from make_toyscapes import GENERATOR_VERSION
-from pycocotools import mask as mask_utils
 from toyscapes_scene import INSTANCES_PER_LABEL, render_scene
 from tqdm import tqdm
 
@@ -22,7 +21,7 @@ from s4m_d2.sam.segment_anything import (
     SegmentAnythingBackend,
     build_tiny_toyscapes,
 )
-from s4m_d2.sepl.masks import kept_masks
+from s4m_d2.sepl.files import kept_masks
 
 STUDY_STRENGTH = 0.5  # mIoU 50 to 60, as published CAM labels of VOC have
 SPLIT = "evidence"  # no data set's split: the quickstart's scenes are others, whatever the seed
@@ -76,12 +75,6 @@ def sam_masks(
         path, generate = folder / f"{scene.name}.json.gz", partial(generator.generate, scene.image)
         found.append(kept_masks(path, scene.truth.shape, version, generate))
     return found
-
-
-def dense(masks: list[dict], size: tuple[int, int]) -> np.ndarray:
-    """(N, H, W) bool of RLEs."""
-    decoded = [mask_utils.decode(mask) for mask in masks]
-    return np.array(decoded, dtype=bool).reshape(-1, *size)
 
 
 def exact_masks(scene: StudyScene) -> np.ndarray:
