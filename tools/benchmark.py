@@ -69,11 +69,11 @@ def main(arguments: list[str] | None = None) -> int:
     content: dict = {"arguments": vars(args) | {"output": str(args.output)}}
     content |= {"environment": measuring.environment(Clock(torch.device(args.device)))}
     content |= {"peaks": {}, "stages": []}
-    given = {"instances": args.instances, "image_size": args.size, "opts": tuple(args.opts)}
-    given = {name: value for name, value in given.items() if value}
+    given = {"images": args.images, "instances": args.instances, "image_size": args.size}
+    given = {name: value for name, value in given.items() if value} | {"opts": tuple(args.opts)}
     sam = args.sam or (TINY_SAM if args.device == "cpu" else CONFIG_SAM)
     for case in CASES.values() if args.shapes == "all" else [CASES[args.shapes]]:
-        case = replace(case, images=args.images, device=args.device, sam=sam, **given)
+        case = replace(case, device=args.device, sam=sam, **given)
         for stage in (1, 2) if args.stage == "both" else (int(args.stage),):
             content["stages"].append(measuring.measure_stage(case, stage, args, content["peaks"]))
             print(f"\n{measuring.stage_table(content['stages'][-1])}", flush=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from benchmarking import synthetic
 from s4m_d2 import engine
 from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.errors import ConfigError
 from s4m_d2.losses import build_distillation
 from s4m_d2.sam import EncodedImages, PromptOutput, build_sam_backend
@@ -132,7 +133,8 @@ class Bench:
         return bool(self.cfg.SOLVER.AMP.ENABLED)
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.float16, enabled=self.half)
+        dtype = PRECISIONS[self.cfg.S4M.AMP_PRECISION]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=self.half)
 
     @torch.no_grad()
     def predictions(self) -> dict:
@@ -142,8 +144,8 @@ class Bench:
 
 
 def build_sam(cfg):
-    """The SAM of the config: the packaged tiny one, or a published size with random weights."""
-    if cfg.S4M.SAM.BACKEND == TINY_SAM:
+    """The SAM of the config; a published size has random weights."""
+    if cfg.S4M.SAM.BACKEND != "segment_anything":
         return build_sam_backend(cfg)
     sam = sam_model_registry[cfg.S4M.SAM.MODEL_TYPE]().to(cfg.MODEL.DEVICE)
     for parameter in sam.parameters():
