@@ -11,7 +11,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
-from helpers import QUICKSTART, json_lines
+from helpers import QUICKSTART, json_lines, logged
 
 from s4m_d2.engine import PseudoLabeling, QualityMeasurement, S4MTrainer
 from s4m_d2.engine.checks.preflight import preflight
@@ -26,7 +26,6 @@ from .test_trainer import (  # noqa: F401
     Killed,
     configs,
     final_state,
-    logged,
     run,
     teacher_weights,
 )
@@ -183,7 +182,7 @@ def test_a_run_with_the_hook_is_the_run_without_it_even_if_it_is_stopped(
     assert not Path(without.cfg.OUTPUT_DIR, RECORDS).exists()
     assert [entry["iteration"] for entry in lines(folder)] == [0, 1, 2, 3]
     assert lines(folder)[:3] == first  # the second and third were measured anew
-    measured, last = logged(resumed), lines(folder)[-1]["before"]["overall"]
+    measured, last = logged(resumed.cfg.OUTPUT_DIR), lines(folder)[-1]["before"]["overall"]
     for name in ("class_accuracy", "sq", "precision", "recall", "pq"):
         assert measured.get(f"pseudo_label_quality/before/{name}") == last[name]
 
