@@ -46,12 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--by", nargs="+", choices=SIGNALS, default=DEFAULT)
     parser.add_argument("--count", type=natural, default=50, help="pictures (default: 50)")
     args = parser.parse_args(arguments)
-    return review(args.folder, args.by, args.count)
-
-
-def review(folder: str, by: Sequence[str], count: int) -> int:
-    """Write both files; the exit status."""
-    settings = read_settings(folder)
+    folder, settings = args.folder, read_settings(args.folder)
     rows, features, problems = [], [], {}
     for row in tqdm(list(labeled_rows(folder)), unit="image", disable=None):
         try:
@@ -64,7 +59,7 @@ def review(folder: str, by: Sequence[str], count: int) -> int:
     if not rows:
         raise ConfigError(f"'{folder}': no labeled image can be read. Label first.")
     signals = review_signals(rows)
-    order, value = review_order(signals, by, np.array(features), count)
+    order, value = review_order(signals, args.by, np.array(features), args.count)
     table = []
     for rank, i in enumerate(order, start=1):
         about = {"rank": rank, "file_name": printable(rows[i]["file_name"])}
@@ -74,7 +69,7 @@ def review(folder: str, by: Sequence[str], count: int) -> int:
         writer = csv.DictWriter(file, table[0])
         writer.writeheader()
         writer.writerows(table)
-    _write_page(folder, table, [rows[i] for i in order[:count]], settings)
+    _write_page(folder, table, [rows[i] for i in order[: args.count]], settings)
     print(f"{len(rows):,} images: {os.path.join(folder, 'review.csv')}, review.html")
     return print_problems(problems, "cannot be read")
 
