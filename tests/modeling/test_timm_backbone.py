@@ -157,6 +157,7 @@ def test_pretrained_weights_are_read_and_other_colors_reported(
     known = timm.create_model("s4m_vit14", num_classes=0).state_dict()
     torch.save(known, tiny_timm.VIT_FILE)
     monkeypatch.setattr(logging.getLogger("s4m_d2"), "propagate", True)
+    caplog.clear()
     with caplog.at_level(logging.WARNING, logger="s4m_d2.modeling.timm_backbone"):
         loaded = build(*options).net.state_dict()
         assert all(torch.equal(value, loaded[key]) for key, value in known.items())
