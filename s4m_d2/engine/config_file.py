@@ -70,11 +70,12 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
             raise ConfigError(f"Config file '{config_file}': {_explain(cfg, error)}") from error
     if len(opts) % 2:
         raise ConfigError(f"Overrides come as KEY VALUE pairs; '{opts[-1]}' has no value. Add it.")
+    defaults = config_items(cfg)
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         if key.removeprefix("S4M.DATA.") in _PATHS:
             data[key.removeprefix("S4M.DATA.")] = None
         try:
-            cfg.merge_from_list([key, _fitted(value, config_items(cfg).get(key))])
+            cfg.merge_from_list([key, _fitted(value, defaults.get(key))])
         except Exception as error:
             raise ConfigError(f"Override '{key} {value}': {_explain(cfg, error)}") from error
     for name in _PATHS:

@@ -170,7 +170,8 @@ def _training_errors(cfg: CfgNode, processes: int) -> Iterator[S4MError]:
             f"S4M.BURN_IN is {cfg.S4M.BURN_IN}; expected at most SOLVER.MAX_ITER, "
             f"{cfg.SOLVER.MAX_ITER}: the teacher would never follow the student."
         )
+    values = config_items(cfg)
     for key in ("SOLVER.IMS_PER_BATCH", "S4M.TEACHER.IMS_PER_BATCH", "S4M.UNLABELED_IMS_PER_BATCH"):
-        if (batch := config_items(cfg)[key]) % processes:
+        if values[key] % processes:
             expected = f"expected a multiple of the {processes} processes that share the batch."
-            yield ConfigError(f"{key} is {batch}; {expected}")
+            yield ConfigError(f"{key} is {values[key]}; {expected}")

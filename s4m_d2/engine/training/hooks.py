@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import os
@@ -19,6 +18,7 @@ from detectron2.utils.events import EventWriter, get_event_storage
 from torch import Tensor, nn
 
 from s4m_d2.engine import rng
+from s4m_d2.engine.config_file import config_items
 from s4m_d2.errors import ConfigError, DivergenceError, first_names, raise_all
 from s4m_d2.files import remove_lines
 from s4m_d2.report import write_results
@@ -245,7 +245,8 @@ class FinishedEvalHook(EvalHook):
 def run_settings(cfg: CfgNode, processes: int, *, has_teacher: bool) -> dict[str, Any]:
     """Settings that determine a stage's training, by config key; ``processes`` share a batch."""
     names = _OF_BOTH_STAGES + (_OF_STAGE_2 if has_teacher else ())
-    settings = {name: functools.reduce(getattr, name.split("."), cfg) for name in names}
+    values = config_items(cfg)
+    settings = {name: values[name] for name in names}
     if has_teacher:
         settings[_UNLABELED_BATCH] = settings[_UNLABELED_BATCH] or settings[_BATCH]
     return {PROCESSES: processes, **settings}
