@@ -116,6 +116,8 @@ def _add_run_config(cfg: CN) -> None:
     s4m.UNLABELED_IMS_PER_BATCH = 0  # 0: as many as labeled ones (SOLVER.IMS_PER_BATCH)
     s4m.UNLABELED_MAPPER = "ARPDatasetMapper"  # a name of DATASET_MAPPER_REGISTRY
     s4m.UNLABELED_SAMPLER = "TrainingSampler"  # or RepeatFactorTrainingSampler
+    # the student starts as a copy of the stage-1 teacher, not from MODEL.WEIGHTS as in the paper
+    s4m.STUDENT_FROM_TEACHER = False
     s4m.BURN_IN = 15000  # iterations during which the stage-1 teacher is frozen
     s4m.EMA_DECAY = 0.9996  # half-life 1,730 iterations; short schedules need a smaller one
     s4m.UNSUP_LOSS_WEIGHT = 2.0  # weight of all losses on pseudo-labels

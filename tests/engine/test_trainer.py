@@ -144,6 +144,16 @@ def test_the_predictions_that_stay_are_the_students(whole, monkeypatch, tmp_path
     assert list(whole.evaluate()) == ["segm", "teacher"] and file.read_text() == "student"
 
 
+@pytest.mark.parametrize("copies", [True, False])
+def test_a_student_may_start_as_a_copy_of_the_teacher(configs, teacher_weights, copies):
+    changes = BARE | {"S4M__STUDENT_FROM_TEACHER": copies}
+    trainer = S4MTrainer(configs("student", "start", **changes), teacher_weights)
+    trainer.resume_or_load(resume=False)
+    models = trainer.trained_model, trainer.teacher.model
+    pairs = zip(*(model.state_dict().values() for model in models), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs) == copies
+
+
 def test_fine_tuning_starts_with_the_student(configs, whole):
     """Not with the EMA teacher."""
     cfg = configs("finetune", "tuned", S4M__FINETUNE__MAX_ITER=3)
@@ -226,6 +236,12 @@ def test_a_checkpoint_without_the_teacher_is_refused_once_it_cannot_be_made_agai
     resumed.resume_or_load(resume=True)
     assert resumed.start_iter == ITERATIONS
     assert "model_final.pth" not in os.listdir(resumed.cfg.OUTPUT_DIR)
+
+
+def test_a_continued_student_is_not_copied_again(continued, whole):
+    resumed = continued(S4M__STUDENT_FROM_TEACHER=True, SOLVER__MAX_ITER=ITERATIONS + 1)
+    resumed.resume_or_load(resume=True)
+    assert_same(dict(resumed.trained_model.state_dict()), dict(final_state(whole)["model"]))
 
 
 def test_another_seed_and_batch_are_noticed(continued, caplog):

@@ -40,8 +40,9 @@ COMPARISONS = {
     "all of S⁴M (− Guided Distillation)": (runs.FULL, runs.GUIDED, 1),
     "dropping duplicates, with all of S⁴M (not in the paper)": (runs.UNIQUE, runs.FULL, 0),
     "adapted SAM, no duplicates, no SD (− S⁴M; not in the paper)": (runs.ADAPTED, runs.FULL, 0),
-    "best S⁴M (− Guided Distillation)": (runs.ADAPTED, runs.GUIDED, 1),
-    "best S⁴M (− supervised)": (runs.ADAPTED, runs.SUPERVISED, 1),
+    "a student that starts as the teacher (not in the paper)": (runs.WARM, runs.ADAPTED, 0),
+    "best S⁴M (− Guided Distillation)": (runs.WARM, runs.GUIDED, 1),
+    "best S⁴M (− supervised)": (runs.WARM, runs.SUPERVISED, 1),
 }
 # Colors that the color-blind tell apart (Okabe and Ito).
 _TEACHER, _OTHER = "0.75", "#56B4E9"
@@ -50,6 +51,7 @@ _LOOKS = {  # and markers
     runs.GUIDED: ("#E69F00", "s"),
     runs.FULL: ("#009E73", "^"),
     runs.ADAPTED: ("#CC79A7", "D"),
+    runs.WARM: ("#0072B2", "v"),
 }
 
 

@@ -61,6 +61,12 @@ ADAPTED = Method(
     ("pr", "arp", "unique"),
     own={"S4M.SAM.ADAPT": "400", "S4M.REFINE.TRIES": "3", **_GATE},
 )
+WARM = Method(
+    "s4m-warm",
+    "the same, the student starts as the teacher",
+    ADAPTED.parts,
+    own={**ADAPTED.own, "S4M.STUDENT_FROM_TEACHER": "True"},
+)
 PACKAGED = Method("s4m-packaged", "S⁴M, SAM that saw this domain", FULL.parts,
                   own={"S4M.SAM.CHECKPOINT": ""})  # fmt: skip
 
@@ -90,8 +96,9 @@ class Plan:
         return sorted((MAIN_PERCENT, *self.other_percents))
 
 
-_ROWS = (SUPERVISED, GUIDED, SD, PR, SD_PR, SD_ARP, FULL, UNIQUE, GATED, ADAPTED, PACKAGED)
-_REAL = (SUPERVISED, GUIDED, ADAPTED, FULL, PR), (SD, SD_PR, GATED), (SUPERVISED, GUIDED, ADAPTED)
+_ROWS = (SUPERVISED, GUIDED, SD, PR, SD_PR, SD_ARP, FULL, UNIQUE, GATED, ADAPTED, WARM, PACKAGED)
+_FEW = (SUPERVISED, GUIDED, ADAPTED, WARM)
+_REAL = (*_FEW, FULL, PR), (SD, SD_PR, GATED), _FEW
 PLANS = {
     "toyscapes": Plan(
         "toyscapes' validation images",

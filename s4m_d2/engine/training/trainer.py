@@ -292,6 +292,8 @@ class S4MTrainer(TeacherTrainer):
                 "to hold the EMA teacher. Start without --resume; give the file as MODEL.WEIGHTS."
             )
         if self.start_iter == 0:
+            if self.cfg.S4M.STUDENT_FROM_TEACHER:
+                self.trained_model.load_state_dict(self.teacher.model.state_dict())
             self._decision = compare_refinement(self.cfg, self.pseudo_labeling)
             apply_decision(self._decision, self.pseudo_labeling)
             if self._decision and comm.is_main_process():
