@@ -27,8 +27,6 @@ from s4m_d2.engine.training.hooks import (
 )
 from s4m_d2.errors import WeightsError
 
-from .stopped_ranks import Line
-
 
 @pytest.fixture(autouse=True)
 def generators_as_before():
@@ -137,7 +135,7 @@ def checkpointer(trainer, folder) -> S4MCheckpointer:
 
 def run_and_save(folder, *hooks):
     """Train, then save as Detectron2's hook does within the last iteration; what comes next."""
-    trainer = trainer_of(Line(), *hooks)
+    trainer = trainer_of(Draw(), *hooks)
     trainer.train(0, 3)
     trainer.iter = 2
     checkpointer(trainer, folder).save("model")
@@ -146,7 +144,7 @@ def run_and_save(folder, *hooks):
 
 def resume(folder):
     first_draws = FirstDraws()
-    trainer = trainer_of(Line(), RunStateHook(SETTINGS), first_draws)
+    trainer = trainer_of(Draw(), RunStateHook(SETTINGS), first_draws)
     checkpointer(trainer, folder).resume_or_load("")
     trainer.train(trainer.iter + 1, 4)
     return first_draws.values
@@ -186,7 +184,7 @@ def test_settings_with_which_a_run_cannot_continue():
 
 def test_only_a_continued_run_without_this_state_is_warned(tmp_path, caplog):
     run_and_save(tmp_path)
-    trainer_of(Line(), RunStateHook(SETTINGS)).train(0, 2)
+    trainer_of(Draw(), RunStateHook(SETTINGS)).train(0, 2)
     assert warnings_in(caplog) == []
     resume(tmp_path)
     (warning,) = warnings_in(caplog)
@@ -195,7 +193,7 @@ def test_only_a_continued_run_without_this_state_is_warned(tmp_path, caplog):
 
 def test_an_optimizer_of_another_model_is_a_users_mistake(tmp_path):
     run_and_save(tmp_path)
-    trainer = trainer_of(Line(), RunStateHook(SETTINGS))
+    trainer = trainer_of(Draw(), RunStateHook(SETTINGS))
     trainer.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
     with pytest.raises(WeightsError, match="'trainer'"):
         checkpointer(trainer, tmp_path).resume_or_load("")
