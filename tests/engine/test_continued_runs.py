@@ -16,6 +16,7 @@ from torch import nn
 from s4m_d2.engine import TeacherTrainer, run_config
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.training.stop_signals import EXIT_STOPPED, Stopped, listen
+from s4m_d2.report import read_results
 
 from .sameness import assert_same
 
@@ -220,7 +221,7 @@ def test_a_signal_ends_an_evaluation_at_once(whole, listening, tmp_path, worker_
 
 
 def test_an_iteration_that_fails_is_never_saved_as_complete(listening, tmp_path, monkeypatch):
-    """Not even if a signal comes in it, and it is the last."""
+    """Nor evaluated. Not even if a signal comes in it, and it is the last."""
     forward = Model.forward
 
     def fail(model, batch):
@@ -233,6 +234,7 @@ def test_an_iteration_that_fails_is_never_saved_as_complete(listening, tmp_path,
     with pytest.raises(FloatingPointError):
         train(tmp_path)
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000059.pth"
+    assert read_results(str(tmp_path / "results.json"))["iterations"] == 60
 
 
 def test_other_processes_forked_while_listening_still_end_by_the_signal(listening):
