@@ -1,4 +1,4 @@
-"""PseudoLabels and their measures; encoded masks where Detectron2 has a tensor of masks."""
+"""PseudoLabels, encoded masks where Detectron2 has a tensor of masks, and copies to the host."""
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from s4m_d2.structures import (
     mask_areas,
     mask_boxes,
 )
+from s4m_d2.transfers import to_device, to_host
 
 DENSE = torch.rand(4, 5, 7, generator=torch.Generator().manual_seed(0)) > 0.5
 DENSE[2] = False
@@ -129,3 +130,34 @@ def test_inside_detectron2_s_instances():
     assert np.array_equal(np.asarray(good.pred_masks), DENSE[[0, 2, 3]].numpy())
     both = Instances.cat([instances[1], good])
     assert np.array_equal(np.asarray(both.pred_masks), DENSE[[1, 0, 2, 3]].numpy())
+
+
+TENSORS = [
+    torch.tensor([[True, False, True]]),
+    torch.tensor(2.5, dtype=torch.float64),
+    torch.zeros(0, 3, dtype=torch.int64),
+    torch.arange(5, dtype=torch.uint8)[::2],
+    torch.tensor([-1, 1 << 40]),
+    torch.tensor([1.5], requires_grad=True),
+]
+
+
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], ids=["cpu", "gpu"]
+)
+def test_every_tensor_comes_back_as_it_was(device):
+    arrays = to_host(*(tensor.to(device) for tensor in TENSORS))
+    for array, tensor in zip(arrays, TENSORS, strict=True):
+        expected = tensor.detach().numpy()
+        assert array.dtype == expected.dtype
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_what_the_host_knows_becomes_a_tensor():
+    for values, dtype, expected in (
+        ([[1, 2]], torch.float32, torch.tensor([[1.0, 2.0]])),
+        (np.array([True, False]), None, torch.tensor([True, False])),
+        (torch.tensor([3, 4]), None, torch.tensor([3, 4])),
+        ([], torch.int64, torch.zeros(0, dtype=torch.int64)),
+    ):
+        torch.testing.assert_close(to_device(values, "cpu", dtype), expected, rtol=0, atol=0)

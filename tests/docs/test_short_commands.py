@@ -25,7 +25,7 @@ LONG = {
     "tools/benchmark.py": "minutes; tests/test_benchmark.py",
     "tools/gpu_check.py": "minutes, and needs a GPU",
     "tools/memory.py": "minutes",
-    "tests/reference_runs.py": "minutes; tests/test_reference_runs.py",
+    "tests/reference_runs.py": "minutes; tests/test_long_runs.py",
     "tools/sepl_evidence.py": "minutes; tests/sepl/test_evidence.py",
     "tools/train_tiny_sam.py": "hours",
     "examples/": "minutes; tests/examples/",
@@ -33,7 +33,7 @@ LONG = {
     "output/corrected": "needs the reader's corrections",
     "output/second": "minutes",
     "--preset voc": "needs the reader's labels",
-    "-m build": "downloads; tests/test_wheels.py",
+    "-m build": "downloads; tests/test_packaging.py",
 }
 # Less data, fewer iterations: options after a script's name, words at the end, other values.
 OPTIONS = {

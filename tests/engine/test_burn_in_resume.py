@@ -2,6 +2,8 @@
 
 import json
 import os
+from contextlib import nullcontext
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -9,14 +11,15 @@ import torch
 from detectron2.engine import HookBase
 from torch import Tensor
 
-from s4m_d2.engine import S4MCheckpointer, S4MTrainer, stage_config
+from s4m_d2.engine import S4MCheckpointer, S4MTrainer
 from s4m_d2.engine.training.build import build_unlabeled_loader
 
 from .sameness import assert_same
-from .test_trainer import Killed
+from .test_trainer import BURN_IN, ITERATIONS, Killed, configs  # noqa: F401
 from .test_trainer import final_state as saved
+from .test_trainer import run as run_trainer
 
-ITERATIONS, BURN_IN, DECAY = 4, 2, 0.75
+DECAY = 0.75
 FORWARDS = 2  # of the student in an iteration: labeled and unlabeled images
 TRACKED_AT_STAGE_ONE = 1000
 QUERIES = "sem_seg_head.predictor.query_feat.weight"
@@ -29,13 +32,11 @@ def state_of(model) -> State:
 
 
 class Watch(HookBase):
-    """Remembers what the teacher does in a run, and ends the run after one of its iterations."""
+    """Remembers what the teacher does in a run."""
 
-    def __init__(self, trainer: S4MTrainer, kill_after: int | None) -> None:
+    def __init__(self, trainer: S4MTrainer) -> None:
         # By iteration: the models when the teacher labeled, the batch, and its predictions.
         self.steps: dict[int, SimpleNamespace] = {}
-        self.kill_after = kill_after
-        self.updated = state_of(trainer.trained_model)  # by the iteration before
         teacher = trainer.teacher.model
         predict_queries = teacher.predict_queries
 
@@ -49,36 +50,27 @@ class Watch(HookBase):
         teacher.predict_queries = watched
         trainer.register_hooks([self])
 
+    def before_train(self) -> None:
+        self.updated = state_of(self.trainer.trained_model)  # by the iteration before
+
     def after_step(self) -> None:
-        self.updated = state_of(self.trainer.trained_model)
+        self.before_train()
         latest = self.trainer.storage.latest()
         self.steps[self.trainer.iter].phase = latest["teacher/phase"][0]
-        if self.trainer.iter == self.kill_after:
-            raise Killed
 
 
 @pytest.fixture(scope="module")
-def make_config(shared_config):
+def make_config(configs):  # noqa: F811
     """(folder, overrides) → config of stage 2, without evaluation and without SAM."""
-
-    def make(folder, **changes):
-        changes = {
-            "OUTPUT_DIR": str(folder),
-            "SOLVER__MAX_ITER": ITERATIONS,
-            "DATASETS__TEST": "()",
-            "S4M__REFINE__ENABLED": False,  # tested elsewhere, and slow
-            "S4M__BURN_IN": BURN_IN,
-            "S4M__EMA_DECAY": DECAY,
-        } | changes
-        return stage_config(shared_config("unused", **changes), "student")
-
-    return make
+    # Refinement is tested elsewhere, and slow.
+    base = {"DATASETS__TEST": "()", "S4M__REFINE__ENABLED": False, "S4M__EMA_DECAY": DECAY}
+    return lambda folder, **changes: configs("student", folder, **base | changes)
 
 
 @pytest.fixture(scope="module")
-def stage_one(make_config, tmp_path_factory) -> str:
+def stage_one(make_config) -> str:
     """An untrained stage-1 checkpoint, with what longer training would have counted."""
-    cfg = make_config(tmp_path_factory.mktemp("stage_one"), SEED=5)
+    cfg = make_config("stage_one", SEED=5)
     model = S4MTrainer.build_model(cfg)
     for name, value in model.state_dict().items():
         if name.endswith("num_batches_tracked"):
@@ -94,32 +86,19 @@ def run(make_config, stage_one):
     """(folder, overrides) → the trainer of a run that ended, and what the teacher did."""
 
     def run(folder, *, resume=False, kill_after=None, **changes):
-        cfg = make_config(folder, **changes)
-        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-        trainer = S4MTrainer(cfg, stage_one)
-        trainer.resume_or_load(resume=resume)
-        watch = Watch(trainer, kill_after)
-        if kill_after is None:
-            trainer.train()
-        else:
-            with pytest.raises(Killed):
-                trainer.train()
+        trainer = S4MTrainer(make_config(folder, **changes), stage_one)
+        watch = Watch(trainer)
+        with nullcontext() if kill_after is None else pytest.raises(Killed):
+            run_trainer(trainer, resume, kill_after)
         return trainer, watch.steps
 
     return run
 
 
 @pytest.fixture(scope="module")
-def whole(run, tmp_path_factory):
+def whole(run):
     """burn_in → a run that nothing stopped."""
-    runs = {}
-
-    def whole(burn_in=BURN_IN):
-        if burn_in not in runs:
-            runs[burn_in] = run(tmp_path_factory.mktemp(f"whole_{burn_in}"), S4M__BURN_IN=burn_in)
-        return runs[burn_in]
-
-    return whole
+    return cache(lambda burn_in: run(f"whole_{burn_in}", S4M__BURN_IN=burn_in))
 
 
 def load(path) -> dict:
@@ -162,7 +141,7 @@ def test_the_teacher_of_each_iteration_is_the_one_computed_by_hand(whole, stage_
 
 def test_no_model_here_is_like_another(whole, stage_one):
     """Otherwise the other tests could not tell a teacher from one that came too late."""
-    trainer, steps = whole()
+    trainer, steps = whole(BURN_IN)
     assert_same(steps[0].student, state_of(S4MTrainer.build_model(trainer.cfg)))
     students = [steps[i].student for i in range(ITERATIONS)]
     states = [load(stage_one)["model"], *students, saved(trainer)["model"]]
@@ -174,7 +153,7 @@ def test_no_model_here_is_like_another(whole, stage_one):
 
 @pytest.mark.parametrize("iteration", [BURN_IN - 1, BURN_IN, BURN_IN + 1])
 def test_the_teacher_labels_the_batch_of_the_iteration_with_these_weights(whole, iteration):
-    trainer, steps = whole()
+    trainer, steps = whole(BURN_IN)
     step = steps[iteration]
     batch = next(iter(build_unlabeled_loader(trainer.cfg, start_iter=iteration)))
     weak = [{**sample, "image": sample["image_weak"]} for sample in batch]

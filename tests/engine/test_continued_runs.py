@@ -1,19 +1,22 @@
-"""Runs killed at any moment, or made longer: schedule and metrics.json are an undisturbed run's."""
+"""Runs killed or stopped at any moment, or made longer: they end as an undisturbed run does."""
 
 import itertools
+import multiprocessing
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.utils.events import JSONWriter
-from helpers import json_lines, key_values
+from helpers import json_lines, key_values, signals_and_logging_kept
 from torch import nn
 
 from s4m_d2.engine import TeacherTrainer, run_config
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.engine.training.stop_signals import STOP_SIGNALS, Stopped, listen
+from s4m_d2.engine.training.stop_signals import EXIT_STOPPED, Stopped, listen
+from s4m_d2.report import read_results
 
 from .sameness import assert_same
 
@@ -98,10 +101,10 @@ def config(folder, **changes):
     return run_config(load_config("", key_values(options, **changes)))
 
 
-def train(folder, *, resume=False, act=None, **changes):
+def train(folder, *, resume=False, act=None, evaluate=None, **changes):
     toy = Toy(config(folder, **changes))
     toy.resume_or_load(resume=resume)
-    toy.act = act or toy.act
+    toy.act, toy.evaluate = act or toy.act, evaluate or toy.evaluate
     toy.train()
     return toy
 
@@ -156,33 +159,93 @@ def test_a_run_killed_at_any_moment_logs_what_an_undisturbed_one_does(whole, tmp
         assert_as_undisturbed(run, snapshot)
 
 
-@pytest.mark.parametrize("iteration", [29, 33, 64, 65])
+@pytest.fixture
+def listening():
+    with signals_and_logging_kept():
+        listen()
+        yield
+        listen()  # forgets what was received
+
+
+@pytest.mark.parametrize(
+    ("number", "iteration", "saved"),
+    [
+        (signal.SIGTERM, 29, "model_0000029.pth"),
+        (signal.SIGUSR1, 33, "model_0000033.pth"),
+        (signal.SIGINT, 64, "model_final.pth"),
+        (signal.SIGTERM, 65, "model_final.pth"),
+    ],
+)
 def test_a_run_stopped_by_a_signal_or_an_error_logs_what_an_undisturbed_one_does(
-    whole, tmp_path, iteration
+    whole, listening, tmp_path, caplog, number, iteration, saved
 ):
-    before = listen()
+    """The signal saves after its iteration, within which it came."""
 
     def stop(now):
         if now == iteration and not stopped:
             stopped.append(now)
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
 
     def fail(now):
         if now == iteration:
             raise OSError("a broken disk")
 
     stopped = []
-    try:
-        with pytest.raises(Stopped):
-            train(tmp_path, act=stop)
-    finally:
-        listen()
-        for number in STOP_SIGNALS:
-            signal.signal(number, before[number])
+    with pytest.raises(Stopped) as ended:
+        train(tmp_path, act=stop)
+    assert ended.value.code == EXIT_STOPPED == 75
+    assert number.name in caplog.text and "--resume" in caplog.text
+    assert (tmp_path / "last_checkpoint").read_text() == saved
     with pytest.raises(OSError, match="broken"):
         train(tmp_path, resume=True, act=fail)
     train(tmp_path, resume=True)
     assert_as_undisturbed(whole[0], tmp_path)
+
+
+@pytest.mark.parametrize("worker_dies", [False, True])
+def test_a_signal_ends_an_evaluation_at_once(whole, listening, tmp_path, worker_dies):
+    def evaluate():
+        try:
+            signal.raise_signal(signal.SIGUSR1)
+            raise AssertionError("the evaluation went on")
+        except BaseException:
+            if worker_dies:
+                raise RuntimeError("DataLoader worker is killed by signal: User signal 1") from None
+            raise
+
+    with pytest.raises(Stopped):
+        train(tmp_path, evaluate=evaluate)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000014.pth"
+    train(tmp_path, resume=True)
+    assert_as_undisturbed(whole[0], tmp_path)
+
+
+def test_an_iteration_that_fails_is_never_saved_as_complete(listening, tmp_path, monkeypatch):
+    """Nor evaluated. Not even if a signal comes in it, and it is the last."""
+    forward = Model.forward
+
+    def fail(model, batch):
+        if batch[0]["file_name"] == f"{ITERATIONS - 1}":
+            signal.raise_signal(signal.SIGTERM)
+            raise FloatingPointError("Loss is infinite or NaN")
+        return forward(model, batch)
+
+    monkeypatch.setattr(Model, "forward", fail)
+    with pytest.raises(FloatingPointError):
+        train(tmp_path)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000059.pth"
+    assert read_results(str(tmp_path / "results.json"))["iterations"] == 60
+
+
+def test_other_processes_forked_while_listening_still_end_by_the_signal(listening):
+    context = multiprocessing.get_context("fork")
+    started = context.Event()
+    child = context.Process(target=lambda: (started.set(), time.sleep(60)))
+    child.start()
+    assert started.wait(30)
+    child.terminate()  # as a pool ends its processes
+    child.join(30)
+    assert child.exitcode == -signal.SIGTERM
 
 
 def test_what_lies_in_the_folder_of_a_run_that_saved_nothing_is_not_of_the_next(whole, tmp_path):

@@ -94,15 +94,19 @@ FOLLOW = [
     (CPU, (), {"most_instances": 80}, BAND, ((0.1, 160.0),)),
     (CPU, (), {"in_one_piece": 0.985}, ONE_PIECE, (False,)),
     (CPU, (), {"in_one_piece": 0.995}, ONE_PIECE, (True,)),
+    # Others follow from a user's key, which stays.
     (CPU, ("SOLVER.MAX_ITER", 8010), {}, PERIODS, (850, 850)),
+    (CPU, ("SOLVER.MAX_ITER", 100), {}, LENGTHS, (100, 100)),  # stage 1's is not more
+    (CPU, (BATCH[0], 2, SIZES[0], 96), {}, BATCH + SIZES, (2, 96, 72, 96)),
 ]
 
 
 def test_settings_follow_from_machine_and_data():
     for machine, options, facts, keys, values in FOLLOW:
-        cfg, _, _ = derived(machine, options, **facts)
+        cfg, settings, kept = derived(machine, options, **facts)
         found = tuple(reduce(getattr, key.split("."), cfg) for key in keys)
         assert found == values, (machine, options, facts)
+        assert not set(options[::2]) & set(settings) and set(kept) <= set(options[::2])
 
 
 def test_what_a_run_does_not_need_is_not_derived():
@@ -175,16 +179,6 @@ def test_the_teacher_follows_within_the_iterations_that_are_left():
         assert burn_in == cfg.S4M.BURN_IN
         assert cfg.S4M.EMA_DECAY**half_life == pytest.approx(0.5, abs=0.005)
         assert cfg.S4M.EMA_DECAY <= 0.9996
-
-
-def test_a_users_key_stays_and_others_follow_from_it():
-    options = ("SOLVER.MAX_ITER", 100, "SOLVER.IMS_PER_BATCH", 2, "INPUT.IMAGE_SIZE", 96)
-    cfg, settings, kept = derived(options=options)
-    assert not set(options[::2]) & set(settings)
-    assert set(kept) == set(options[::2])
-    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.INPUT.IMAGE_SIZE) == (100, 2, 96)
-    assert cfg.S4M.TEACHER.MAX_ITER == 100  # not more than SOLVER.MAX_ITER
-    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (72, 96)
 
 
 def test_what_a_shipped_config_sets_is_not_the_users(tmp_path):

@@ -1,7 +1,5 @@
 """Figures: pictures of known pixels in the right columns; drawn while training does not notice."""
 
-import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,18 +14,9 @@ from PIL import Image
 from torch import nn
 
 from s4m_d2.data import StrongView
-from s4m_d2.engine import S4MCheckpointer, S4MTrainer, TeacherTrainer, stage_config
+from s4m_d2.engine import TeacherTrainer, stage_config
 from s4m_d2.engine.command.arguments import split_overrides
 from s4m_d2.engine.figures import figure_set
-from s4m_d2.engine.figures.figure_set import (
-    FIGURES,
-    FigureSet,
-    FiguresHook,
-    figure_hooks,
-    labeled_samples,
-    undisturbed,
-    validation_samples,
-)
 from s4m_d2.engine.labeling.pseudo_labeling import UnlabeledViews
 from s4m_d2.engine.rng import default_generator_states
 from s4m_d2.errors import ConfigError, DatasetError
@@ -36,7 +25,6 @@ from s4m_d2.semi.refinement import TeacherMasks
 from s4m_d2.structures import PseudoLabels, sample_generators
 
 from .sameness import assert_same
-from .test_quality import Every
 
 SIZE = 320, 400  # readable: drawn as it is
 NAMES = ["ant", "bee"]
@@ -93,7 +81,7 @@ def figures(small_config):
     """Figures of samples that are given."""
 
     def make(samples, models=None, order="RGB", labeling=None, **changes):
-        made = FigureSet(small_config(INPUT__FORMAT=order, **changes), 2, models)
+        made = figure_set.FigureSet(small_config(INPUT__FORMAT=order, **changes), 2, models)
         made.names = lambda: NAMES
         made._whole = made._validation = lambda: samples
         made._labeled = lambda: [samples]
@@ -137,14 +125,14 @@ def test_the_way_of_an_image_from_the_truth_to_what_the_student_predicts(figures
 
 def test_labeled_images_come_as_they_are_and_in_draws_of_training(small_config):
     cfg = small_config()
-    rows = labeled_samples(cfg, 2, draws=2)
+    rows = figure_set.labeled_samples(cfg, 2, draws=2)
     assert [len(row) for row in rows] == [3, 3]
     for plain, first, second in rows:
         pixels = np.asarray(Image.open(plain["file_name"]).convert("RGB"))
         assert (plain["image"].permute(1, 2, 0).numpy() == pixels).all()
         assert first["file_name"] == second["file_name"] == plain["file_name"]
         assert not torch.equal(first["image"], second["image"])
-    again = labeled_samples(cfg, 2, draws=2)
+    again = figure_set.labeled_samples(cfg, 2, draws=2)
     for one, other in zip(sum(rows, []), sum(again, []), strict=True):
         assert torch.equal(one["image"], other["image"])
     labeled = {record["file_name"] for record in DatasetCatalog.get("toyscapes_train_30pct")}
@@ -152,28 +140,28 @@ def test_labeled_images_come_as_they_are_and_in_draws_of_training(small_config):
 
 
 def test_fewer_images_than_asked_for_are_all_drawn(small_config):
-    assert len(validation_samples(small_config(), 5)) == 2
+    assert len(figure_set.validation_samples(small_config(), 5)) == 2
     with pytest.raises(ConfigError, match="DATASETS.TEST"):
-        validation_samples(small_config(DATASETS__TEST="()"), 2)
+        figure_set.validation_samples(small_config(DATASETS__TEST="()"), 2)
 
 
 def test_validation_images_keep_their_size_or_get_that_of_evaluation(small_config):
     cfg = small_config(INPUT__MIN_SIZE_TEST=32, INPUT__MAX_SIZE_TEST=48)
-    for sample in validation_samples(cfg, 2):
+    for sample in figure_set.validation_samples(cfg, 2):
         assert sample["image"].shape[1:] == (64, 128)
-    for sample in validation_samples(cfg, 2, resized=True):
+    for sample in figure_set.validation_samples(cfg, 2, resized=True):
         assert sample["image"].shape[1:] == sample["image_weak"].shape[1:] == (24, 48)
         assert sample["instances"].gt_masks.tensor.shape[1:] == (24, 48)
     cfg = small_config(INPUT__TILE__SIZE=40, INPUT__MIN_SIZE_TEST=32)
-    for sample in validation_samples(cfg, 4, tiles=True, resized=True):
+    for sample in figure_set.validation_samples(cfg, 4, tiles=True, resized=True):
         assert sample["image"].shape[1:] == sample["instances"].image_size == (32, 32)
-    assert FigureSet(cfg, 2, resized=True)._whole()[0]["height"] == 64
+    assert figure_set.FigureSet(cfg, 2, resized=True)._whole()[0]["height"] == 64
 
 
 @pytest.mark.parametrize("tile", [0, 48])
 def test_views_are_those_of_the_training(small_config, tile):
     cfg = small_config(INPUT__TILE__SIZE=tile)
-    panels = FigureSet(cfg, 2).views_panels()
+    panels = figure_set.FigureSet(cfg, 2).views_panels()
     samples = figure_set.unlabeled_samples(cfg, 2)
     generators = sample_generators(samples, "strong_view", "cpu")
     strong = StrongView(cfg).batch([sample["image"] for sample in samples], generators)
@@ -208,59 +196,18 @@ def test_overrides_begin_at_the_first_key_and_no_option_follows(words, options):
         split_overrides([*words, "SEED", "3", "--images", "3"])
 
 
-WITH = {"S4M__FIGURES__PERIOD": 2, "S4M__FIGURES__IMAGES": 1}
-
-
-@pytest.fixture
-def train(small_config, tmp_path):
-    """(folder, more overrides) → what was logged; the trainer's final state; its folder."""
-
-    def run(folder, **changes):
-        changes |= {"SOLVER__MAX_ITER": 3, "S4M__BURN_IN": 1, "S4M__EMA_DECAY": 0.5}
-        cfg = small_config(OUTPUT_DIR=str(tmp_path / folder), **changes)
-        cfg = stage_config(cfg, "student")
-        S4MCheckpointer(S4MTrainer.build_model(cfg), str(tmp_path)).save("teacher")
-        trainer = S4MTrainer(cfg, str(tmp_path / "teacher.pth"))
-        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-        trainer.evaluate = dict  # it has tests of its own
-        trainer.register_hooks([every := Every()])
-        trainer.train()
-        state = torch.load(Path(cfg.OUTPUT_DIR, "model_final.pth"), weights_only=True)
-        return every.seen, state, Path(cfg.OUTPUT_DIR)
-
-    return run
-
-
-def test_a_student_with_figures_is_the_one_without_and_so_are_its_checkpoints(train):
-    losses, state, folder = train("without")
-    assert not (folder / "figures").exists()
-    seen, other, folder = train("with", **WITH)
-    assert len(seen) == 3 and seen == losses
-    assert_same(state, other)  # what a run is continued from
-
-    assert {path.name for path in (folder / "figures").iterdir()} == {
-        f"{name}_0000002.png" for name in FIGURES
-    }
-
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    events = accumulator.EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
-    last = events.Images("figures/arp")[-1]
-    picture = Image.open(folder / "figures" / "arp_0000002.png")
-    assert (last.width, last.height) == picture.size
-
-
 def test_a_teacher_has_the_figures_that_it_can_have(small_config):
-    cfg = stage_config(small_config(**WITH), "teacher")
-    [hook] = figure_hooks(cfg, TeacherTrainer.build_model(cfg))
+    cfg = stage_config(small_config(S4M__FIGURES__PERIOD=2, S4M__FIGURES__IMAGES=1), "teacher")
+    [hook] = figure_set.figure_hooks(cfg, TeacherTrainer.build_model(cfg))
     assert hook.names == ["labeled", "views", "similarity", "predictions"]  # none pseudo-labeled
-    assert figure_hooks(stage_config(small_config(), "teacher"), nn.Identity()) == []
+    assert figure_set.figure_hooks(stage_config(small_config(), "teacher"), nn.Identity()) == []
 
 
 def test_a_figure_that_cannot_be_drawn_leaves_modes_and_random_states():
     model = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout())
     model[0].eval()
     before = default_generator_states()
-    with pytest.raises(DatasetError), undisturbed(model):
+    with pytest.raises(DatasetError), figure_set.undisturbed(model):
         assert not model[1].training and not model[1](torch.ones(3, 2)).requires_grad
         torch.rand(5)
         np.random.rand(5)
@@ -286,7 +233,7 @@ class Painter:
 def test_figures_come_every_period_and_one_that_cannot_be_drawn_is_left_out(tmp_path, caplog):
     painter, trainer = Painter(), TrainerBase()
     trainer.run_step = lambda: None
-    hook = FiguresHook(painter, ["broken", "views", "arp"], 3, str(tmp_path))
+    hook = figure_set.FiguresHook(painter, ["broken", "views", "arp"], 3, str(tmp_path))
     trainer.register_hooks([hook])
     trainer.train(0, 8)
     assert painter.drawn == ["broken", "views", "arp", "arp"]

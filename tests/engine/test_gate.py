@@ -13,18 +13,7 @@ from helpers import QUICKSTART
 from s4m_d2.engine import FineTuneTrainer, PseudoLabeling, S4MTrainer, TeacherTrainer
 from s4m_d2.engine.checks.resource_checks import sam_blueprint
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.engine.labeling import gate as module
-from s4m_d2.engine.labeling.gate import (
-    adapted_config,
-    apply_decision,
-    compare_refinement,
-    decide_by_sam,
-    held_out_records,
-    labeled_quality,
-    labeling_of_run,
-    sam_findings,
-    split_labeled,
-)
+from s4m_d2.engine.labeling import gate
 from s4m_d2.engine.own_data import load_run
 from s4m_d2.engine.stages import stage_config
 from s4m_d2.report import read_results
@@ -70,7 +59,7 @@ def gate_config(small_config):
 
 
 @pytest.mark.parametrize(
-    ("teacher", "gate", "prompt", "choice"),
+    ("teacher", "mode", "prompt", "choice"),
     [
         (Oracle, "warn", "points", "points"),
         (Oracle, "auto", "auto", "off"),
@@ -79,18 +68,18 @@ def gate_config(small_config):
     ],
 )
 def test_what_makes_masks_worse_is_switched_off_and_the_best_prompt_taken(
-    gate_config, teacher, gate, prompt, choice
+    gate_config, teacher, mode, prompt, choice
 ):
-    cfg = gate_config(gate, prompt)
+    cfg = gate_config(mode, prompt)
     labeling = PseudoLabeling(cfg, EMATeacher(teacher(), 0.5))
     labeling.refiner = Shift(cfg)
-    decision = compare_refinement(cfg, labeling)
+    decision = gate.compare_refinement(cfg, labeling)
     assert decision["choice"] == choice and decision["images"] == 2
     assert (decision["pq"]["before"] == 1.0) == (teacher is Oracle)
     assert len(decision["pq"]) == (4 if prompt == "auto" else 2)
     again = PseudoLabeling(cfg, EMATeacher(teacher(), 0.5))  # of a run that continues
     for part in (labeling, again):
-        apply_decision(decision, part)
+        gate.apply_decision(decision, part)
         assert isinstance(part.refiner, TeacherMasks) == (part.arp is None) == (choice == "off")
         assert choice == "off" or part.refiner.prompt == choice
 
@@ -109,13 +98,13 @@ def test_arp_that_the_user_set_stays_without_refinement(small_options, options, 
     cfg, _ = load_run(QUICKSTART, [*words, *options])
     labeling = PseudoLabeling(cfg, EMATeacher(Oracle(), 0.5))
     labeling.refiner = Shift(cfg)
-    apply_decision(compare_refinement(cfg, labeling), labeling)
+    gate.apply_decision(gate.compare_refinement(cfg, labeling), labeling)
     assert isinstance(labeling.refiner, TeacherMasks) and (labeling.arp is not None) == stays
 
 
 def test_stage_1_leaves_out_what_is_measured_and_later_stages_do_not(gate_config):
     cfg = gate_config()
-    held_out = {record["file_name"] for record in held_out_records(cfg)}
+    held_out = {record["file_name"] for record in gate.held_out_records(cfg)}
     assert len(held_out) == 2
     seen = {}
     for trainer in (TeacherTrainer, S4MTrainer, FineTuneTrainer):
@@ -135,11 +124,11 @@ def test_nothing_is_left_out_where_nothing_is_measured(gate_config):
         {"S4M__TEACHER_WEIGHTS": "teacher.pth"},
         {"DATASETS__TRAIN": ("toyscapes_train_30pct",)},  # 3 images
     ):
-        assert held_out_records(gate_config(**changes)) == []
+        assert gate.held_out_records(gate_config(**changes)) == []
 
 
 def test_groups_are_parts_of_all_masks_of_images_or_tiles(small_config):
-    whole = labeled_quality(small_config())
+    whole = gate.labeled_quality(small_config())
     everything, *parts = whole["groups"]
     sizes = [group for group in parts if group["name"].split()[1:]]
     classes = [group for group in parts if group not in sizes]
@@ -149,56 +138,56 @@ def test_groups_are_parts_of_all_masks_of_images_or_tiles(small_config):
         total = sum(group["masks"] * group["iou"] for group in groups)
         assert total == pytest.approx(everything["masks"] * everything["iou"])
     state = torch.get_rng_state()
-    tiled = labeled_quality(small_config(INPUT__TILE__SIZE=48))
+    tiled = gate.labeled_quality(small_config(INPUT__TILE__SIZE=48))
     assert tiled["images"] > 3 and tiled["groups"][0]["masks"] > everything["masks"]
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize(
-    ("gate", "useful", "stays"),
+    ("mode", "useful", "stays"),
     [("auto", 1.0, False), ("auto", 0.1, True), ("warn", 1.0, True), ("off", 1.0, True)],
 )
-def test_a_sam_whose_masks_are_poor_is_not_used(small_config, monkeypatch, gate, useful, stays):
+def test_a_sam_whose_masks_are_poor_is_not_used(small_config, monkeypatch, mode, useful, stays):
     """Refinement is decided so with the three labeled images that there are."""
-    monkeypatch.setattr(module, "USEFUL_IOU", useful)
-    cfg = small_config(S4M__REFINE__GATE=gate)
+    monkeypatch.setattr(gate, "USEFUL_IOU", useful)
+    cfg = small_config(S4M__REFINE__GATE=mode)
     teacher, student = (
-        decide_by_sam(stage_config(cfg, stage), stage, resume=False).S4M
+        gate.decide_by_sam(stage_config(cfg, stage), stage, resume=False).S4M
         for stage in ("teacher", "student")
     )
     assert teacher.DISTILL.ENABLED == stays and teacher.REFINE.ENABLED
     assert (student.REFINE.ENABLED, student.ARP.ENABLED) == (stays, stays)
     assert cfg.S4M.DISTILL.ENABLED and cfg.S4M.REFINE.ENABLED  # unchanged
-    labeling = labeling_of_run(cfg, f"{cfg.OUTPUT_DIR}/student/model_final.pth", Oracle())
+    labeling = gate.labeling_of_run(cfg, f"{cfg.OUTPUT_DIR}/student/model_final.pth", Oracle())
     assert isinstance(labeling.refiner, TeacherMasks) != stays and (labeling.arp is None) != stays
-    assert Path(cfg.OUTPUT_DIR, "teacher", module.SAM_RESULT).is_file() == (gate != "off")
-    own = small_config(S4M__REFINE__GATE=gate, S4M__ARP__GATED=False)
-    assert decide_by_sam(stage_config(own, "student"), "student", resume=False).S4M.ARP.ENABLED
+    assert Path(cfg.OUTPUT_DIR, "teacher", gate.SAM_RESULT).is_file() == (mode != "off")
+    own = small_config(S4M__REFINE__GATE=mode, S4M__ARP__GATED=False)
+    assert gate.decide_by_sam(stage_config(own, "student"), "student", resume=False).S4M.ARP.ENABLED
 
 
 def test_a_continued_run_keeps_what_it_began_with(small_config, monkeypatch):
     cfg = stage_config(small_config(S4M__REFINE__GATE="auto"), "teacher")
-    monkeypatch.setattr(module, "USEFUL_IOU", 1.0)
-    decide_by_sam(cfg, "teacher", resume=False)
+    monkeypatch.setattr(gate, "USEFUL_IOU", 1.0)
+    gate.decide_by_sam(cfg, "teacher", resume=False)
     torch.save({}, Path(cfg.OUTPUT_DIR, "model_0000001.pth"))
     Path(cfg.OUTPUT_DIR, "last_checkpoint").write_text("model_0000001.pth")
-    monkeypatch.setattr(module, "labeled_quality", None)  # it would be called
-    assert not decide_by_sam(cfg, "teacher", resume=True).S4M.DISTILL.ENABLED
-    Path(cfg.OUTPUT_DIR, module.SAM_RESULT).unlink()  # of a run that began without
-    assert decide_by_sam(cfg, "teacher", resume=True).S4M.DISTILL.ENABLED
+    monkeypatch.setattr(gate, "labeled_quality", None)  # it would be called
+    assert not gate.decide_by_sam(cfg, "teacher", resume=True).S4M.DISTILL.ENABLED
+    Path(cfg.OUTPUT_DIR, gate.SAM_RESULT).unlink()  # of a run that began without
+    assert gate.decide_by_sam(cfg, "teacher", resume=True).S4M.DISTILL.ENABLED
 
 
 def test_the_check_measures_where_that_is_quick(small_config, monkeypatch):
     cfg = small_config()
     sam = sam_blueprint(cfg)
-    assert sam_findings(cfg, None) == []
-    [measured] = sam_findings(cfg, sam)
-    assert f"IoU {labeled_quality(cfg)['iou']:.2f}" in measured.text
-    [unread] = sam_findings(small_config(DATASETS__TRAIN=("nothing",)), sam)
+    assert gate.sam_findings(cfg, None) == []
+    [measured] = gate.sam_findings(cfg, sam)
+    assert f"IoU {gate.labeled_quality(cfg)['iou']:.2f}" in measured.text
+    [unread] = gate.sam_findings(small_config(DATASETS__TRAIN=("nothing",)), sam)
     assert unread.status == "warning"
-    monkeypatch.setattr(module, "labeled_quality", None)  # it would be called
-    monkeypatch.setattr(module, "_QUICK_BYTES", 0)
-    assert sam_findings(cfg, sam)[0].status == "ok"
+    monkeypatch.setattr(gate, "labeled_quality", None)  # it would be called
+    monkeypatch.setattr(gate, "_QUICK_BYTES", 0)
+    assert gate.sam_findings(cfg, sam)[0].status == "ok"
 
 
 @pytest.fixture
@@ -222,7 +211,7 @@ def measured(monkeypatch):
         seen.append({record["file_name"] for record in records})
         return SimpleNamespace(rated=np.array([ious.pop(0)]))
 
-    monkeypatch.setattr(module, "measure_sam", measure)
+    monkeypatch.setattr(gate, "measure_sam", measure)
     return ious, seen
 
 
@@ -230,35 +219,35 @@ def test_a_better_sam_is_kept_and_serves_all(adapting, measured, tmp_path):
     ious, seen = measured
     ious += [0.5, 0.6]
     cfg = adapting()
-    found = adapted_config(cfg, resume=False)
+    found = gate.adapted_config(cfg, resume=False)
     assert found.S4M.SAM.CHECKPOINT == str(tmp_path / "run/sam_adapted.pth")
     before, after = (AutomaticMasks(build_sam_backend(c)).fingerprint() for c in (cfg, found))
     assert before != after
     assert load_config(str(tmp_path / "run/config.yaml")) == found
-    trained, held_out = split_labeled(cfg)
+    trained, held_out = gate.split_labeled(cfg)
     assert seen == [{record["file_name"] for record in held_out}] * 2
     assert not seen[0] & {record["file_name"] for record in trained}
     assert len(trained) + len(held_out) == 10 and len(held_out) == 2
     # Continued, nothing is measured or trained again; the weights follow from the seed.
-    assert adapted_config(cfg, resume=True) == found
+    assert gate.adapted_config(cfg, resume=True) == found
     ious += [0.5, 0.6]
-    again = adapted_config(cfg, resume=False)
+    again = gate.adapted_config(cfg, resume=False)
     assert AutomaticMasks(build_sam_backend(again)).fingerprint() == after
 
 
 def test_what_is_not_better_is_not_kept(adapting, measured, tmp_path):
     measured[0].extend([0.5, 0.5])
     cfg = adapting()
-    assert adapted_config(cfg, resume=False) == cfg
+    assert gate.adapted_config(cfg, resume=False) == cfg
     assert not (tmp_path / "run/sam_adapted.pth").exists()
     assert read_results(tmp_path / "run/sam_adapted.json")["kept"] is False
-    assert adapted_config(cfg, resume=True) == cfg
+    assert gate.adapted_config(cfg, resume=True) == cfg
 
 
 def test_the_gates_images_are_held_out(adapting):
     cfg = adapting(S4M__REFINE__GATE="auto")
-    _, held_out = split_labeled(cfg)
-    gates = {record["file_name"] for record in held_out_records(cfg)}
+    _, held_out = gate.split_labeled(cfg)
+    gates = {record["file_name"] for record in gate.held_out_records(cfg)}
     assert gates and {record["file_name"] for record in held_out} == gates
 
 
@@ -266,12 +255,12 @@ def test_nothing_is_done_where_nobody_asks(adapting, tmp_path):
     without_sam = {"S4M__STAGE": "teacher", "S4M__DISTILL__ENABLED": False}
     for changes in ({"S4M__SAM__ADAPT": 0}, without_sam):
         cfg = adapting(**changes)
-        assert adapted_config(cfg, resume=False) == cfg
+        assert gate.adapted_config(cfg, resume=False) == cfg
     assert not list((tmp_path / "run").iterdir())
 
 
 def test_one_labeled_image_is_too_few(adapting, measured, monkeypatch):
-    records = module.true_records
-    monkeypatch.setattr(module, "true_records", lambda names: records(names)[:1])
+    records = gate.true_records
+    monkeypatch.setattr(gate, "true_records", lambda names: records(names)[:1])
     cfg = adapting()
-    assert adapted_config(cfg, resume=False) == cfg
+    assert gate.adapted_config(cfg, resume=False) == cfg

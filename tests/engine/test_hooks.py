@@ -3,7 +3,6 @@
 import itertools
 import logging
 import random
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -16,18 +15,8 @@ from torch import nn
 
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.rng import undisturbed_generators
-from s4m_d2.engine.training.hooks import (
-    COUNT,
-    FinishedEvalHook,
-    ForgivingWriter,
-    PseudoLabelCountHook,
-    RunStateHook,
-    UnwrittenMetricsHook,
-    continuation_errors,
-)
+from s4m_d2.engine.training import hooks
 from s4m_d2.errors import WeightsError
-
-from .stopped_ranks import Line
 
 
 @pytest.fixture(autouse=True)
@@ -49,15 +38,15 @@ class Draw(nn.Module):
         return {"loss": self.weight * 1.0}
 
 
-def trainer_of(model: nn.Module, *hooks: HookBase) -> SimpleTrainer:
+def trainer_of(model: nn.Module, *registered: HookBase) -> SimpleTrainer:
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     trainer = SimpleTrainer(model, itertools.repeat(None), optimizer)
-    trainer.register_hooks(hooks)
+    trainer.register_hooks(registered)
     return trainer
 
 
 def draws(start: int, end: int, seed: int = 4) -> list[tuple[float, ...]]:
-    trainer = trainer_of(model := Draw(), RunStateHook({"SEED": seed}))
+    trainer = trainer_of(model := Draw(), hooks.RunStateHook({"SEED": seed}))
     trainer.train(start, end)
     return model.draws
 
@@ -74,16 +63,6 @@ def test_draws_of_an_iteration_depend_on_the_iteration_seed_and_rank_only(monkey
             assert all(a != b for a, b in zip(mine, theirs, strict=True))
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_run_is_evaluated_at_its_end_unless_it_fails_even_in_the_last_iteration(fails):
-    evaluated = []
-    trainer = trainer_of(Draw(), FinishedEvalHook(0, lambda: evaluated.append(True)))
-    trainer.data_loader = iter([None] * (2 if fails else 3))
-    with pytest.raises(StopIteration) if fails else nullcontext():
-        trainer.train(0, 3)
-    assert len(evaluated) == (not fails)
-
-
 class Flaky(EventWriter):
     def __init__(self, *fails):
         self.fails, self.calls = iter(fails), 0
@@ -96,7 +75,7 @@ class Flaky(EventWriter):
 
 def test_each_outage_of_a_writer_is_reported_once_and_ends_nothing(caplog):
     inner = Flaky(False, True, True, False, True)
-    writer = ForgivingWriter(inner)
+    writer = hooks.ForgivingWriter(inner)
     counts = []
     for _ in range(5):
         writer.write()
@@ -135,9 +114,9 @@ def checkpointer(trainer, folder) -> S4MCheckpointer:
     return S4MCheckpointer(trainer.model, str(folder), trainer=trainer)
 
 
-def run_and_save(folder, *hooks):
+def run_and_save(folder, *registered):
     """Train, then save as Detectron2's hook does within the last iteration; what comes next."""
-    trainer = trainer_of(Line(), *hooks)
+    trainer = trainer_of(Draw(), *registered)
     trainer.train(0, 3)
     trainer.iter = 2
     checkpointer(trainer, folder).save("model")
@@ -146,7 +125,7 @@ def run_and_save(folder, *hooks):
 
 def resume(folder):
     first_draws = FirstDraws()
-    trainer = trainer_of(Line(), RunStateHook(SETTINGS), first_draws)
+    trainer = trainer_of(Draw(), hooks.RunStateHook(SETTINGS), first_draws)
     checkpointer(trainer, folder).resume_or_load("")
     trainer.train(trainer.iter + 1, 4)
     return first_draws.values
@@ -157,7 +136,7 @@ def warnings_in(caplog):
 
 
 def test_what_draws_before_the_first_step_draws_as_in_the_unbroken_run(tmp_path, caplog):
-    expected = run_and_save(tmp_path, RunStateHook(SETTINGS))
+    expected = run_and_save(tmp_path, hooks.RunStateHook(SETTINGS))
     content = torch.load(tmp_path / "model.pth", weights_only=True)  # plain data
     assert content["trainer"]["hooks"]["RunStateHook"]["settings"] == SETTINGS
     torch.manual_seed(99)  # the new process
@@ -179,14 +158,14 @@ def test_settings_with_which_a_run_cannot_continue():
         (9, {"SOLVER.MAX_ITER": 8, "S4M.BURN_IN": 2}, ["SOLVER.MAX_ITER", "S4M.BURN_IN"]),
     ):
         now = SETTINGS | {"SOLVER.MAX_ITER": 9} | changed
-        errors = [str(error) for error in continuation_errors(finished, SETTINGS, now)]
+        errors = [str(error) for error in hooks.continuation_errors(finished, SETTINGS, now)]
         assert len(errors) == len(expected)
         assert all(error.startswith(key) for error, key in zip(errors, expected, strict=True))
 
 
 def test_only_a_continued_run_without_this_state_is_warned(tmp_path, caplog):
     run_and_save(tmp_path)
-    trainer_of(Line(), RunStateHook(SETTINGS)).train(0, 2)
+    trainer_of(Draw(), hooks.RunStateHook(SETTINGS)).train(0, 2)
     assert warnings_in(caplog) == []
     resume(tmp_path)
     (warning,) = warnings_in(caplog)
@@ -195,7 +174,7 @@ def test_only_a_continued_run_without_this_state_is_warned(tmp_path, caplog):
 
 def test_an_optimizer_of_another_model_is_a_users_mistake(tmp_path):
     run_and_save(tmp_path)
-    trainer = trainer_of(Line(), RunStateHook(SETTINGS))
+    trainer = trainer_of(Draw(), hooks.RunStateHook(SETTINGS))
     trainer.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
     with pytest.raises(WeightsError, match="'trainer'"):
         checkpointer(trainer, tmp_path).resume_or_load("")
@@ -210,15 +189,15 @@ class Counts(TrainerBase):
     def __init__(self, counts, hook) -> None:
         super().__init__()
         self.counts = counts
-        self.register_hooks([UnwrittenMetricsHook("none"), hook])
+        self.register_hooks([hooks.UnwrittenMetricsHook("none"), hook])
 
     def run_step(self) -> None:
         if self.counts[self.iter] is not None:
-            get_event_storage().put_scalar(COUNT, self.counts[self.iter])
+            get_event_storage().put_scalar(hooks.COUNT, self.counts[self.iter])
 
 
 def hook(smoothing=1, iterations=ITERATIONS):
-    made = PseudoLabelCountHook(BAND, iterations)
+    made = hooks.PseudoLabelCountHook(BAND, iterations)
     made.SMOOTHING = smoothing
     return made
 

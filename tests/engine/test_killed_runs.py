@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import random
-import re
 import runpy
 import shutil
 import signal
@@ -81,14 +80,20 @@ def kill_after(run: Run, seconds: float) -> bool:
     return _kill(run)
 
 
-def kill_while_it_writes(run: Run, output: Path, nth: int) -> bool:
-    """Kill a run in the middle of the nth checkpoint that it is seen writing; False: it ended."""
+def end_while_it_writes(run: Run, output: Path, nth: int, number: int) -> bool:
+    """Send a signal in the middle of the nth checkpoint that it is seen writing; False: it ended.
+
+    SIGKILL to the run; SIGTERM to its loading processes as well, as Slurm does.
+    """
     seen = set(half_written(output))  # older ones
     left = nth
     while run.exitcode is None:
         new = [path for path in half_written(output) if path not in seen]
         seen.update(new)
         left -= len(new)
+        if left <= 0 and new and number == signal.SIGTERM:
+            os.killpg(run.pid, number)
+            return run.wait() == EXIT_STOPPED
         if left <= 0 and new:
             os.kill(run.pid, signal.SIGSTOP)
             if any(path.exists() for path in new):
@@ -142,61 +147,30 @@ def assert_same_end(whole, output):
 
 
 @pytest.mark.parametrize(
-    "kills", [2, pytest.param(24, marks=(pytest.mark.slow, pytest.mark.timeout(3600)))]
+    "ends", [2, pytest.param(24, marks=(pytest.mark.slow, pytest.mark.timeout(3600)))]
 )
-def test_a_run_killed_at_random_moments_ends_as_if_it_was_not(whole, tmp_path, kills):
-    """Every other kill hits a checkpoint that is half written, in any stage."""
+def test_a_run_killed_or_stopped_at_random_moments_ends_as_if_it_was_not(whole, tmp_path, ends):
+    """Two of three ends come while a checkpoint is half written, in any stage."""
     expected, seconds = whole
-    rng = random.Random(kills)
-    in_the_middle = 0
-    output, rounds, killed = tmp_path / "run_0", 0, 0
-    while killed < kills:
+    rng = random.Random(ends)
+    output, rounds, ended = tmp_path / "run_0", 0, 0
+    while ended < ends:
         run = start(output, "--resume")
-        if killed % 2 == 0:
-            hit = kill_while_it_writes(run, output, nth=rng.randint(1, ITERATIONS))
-            in_the_middle += hit
-        else:
+        if ended % 3 == 2:
             hit = kill_after(run, rng.uniform(0, seconds))
-        killed += hit
-        if not hit:  # it ended before: the next round
+        else:
+            number = (signal.SIGKILL, signal.SIGTERM)[ended % 3]
+            hit = end_while_it_writes(run, output, rng.randint(1, ITERATIONS), number)
+        ended += hit
+        if not hit:  # it had ended: the next round
             assert run.exitcode == 0, run.log()
             assert_same_end(expected, output)
             shutil.rmtree(output)
             rounds += 1
             output = tmp_path / f"run_{rounds}"
-    assert in_the_middle == (kills + 1) // 2
     last = start(output, "--resume")
     assert last.wait() == 0, last.log()
     assert_same_end(expected, output)
-
-
-def wait_for(run, path):
-    while not path.exists():
-        assert run.exitcode is None, run.log()
-        time.sleep(POLL)
-
-
-def newest(folder):
-    name = (folder / "last_checkpoint").read_text()
-    return name, torch.load(folder / name, weights_only=True)["iteration"]
-
-
-@pytest.mark.slow
-def test_a_signal_to_all_processes_saves_and_ends_the_run(whole, tmp_path):
-    """To loading processes as well, as Slurm does."""
-    output = tmp_path / "run"
-    run = start(output)
-    wait_for(run, output / "student" / "last_checkpoint")
-    os.killpg(run.pid, signal.SIGTERM)
-    assert run.wait() == EXIT_STOPPED, run.log()
-    assert "Traceback" not in run.log()
-    assert re.search("Stopped by SIGTERM.*--resume", run.log())
-    name, iteration = newest(output / "student")
-    assert name in ("model_final.pth", f"model_{iteration:07d}.pth")
-
-    resumed = start(output, "--resume")
-    assert resumed.wait() == 0, resumed.log()
-    assert_same_end(whole[0], output)
 
 
 @pytest.mark.slow

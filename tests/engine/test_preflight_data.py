@@ -6,16 +6,33 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
+from helpers import key_values
 from PIL import Image
 
 from s4m_d2.data import ARPDatasetMapper
 from s4m_d2.data.images import unlabeled_records
 from s4m_d2.engine.checks.preflight import dataset_findings
+from s4m_d2.engine.config_file import load_config
 from s4m_d2.errors import ConfigError, DatasetError, raise_all
 
-from .preflight_cases import CLASSES, config
-
+CLASSES = ["person", "car"]
+VALID = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(CLASSES),
+    "INPUT.MIN_SIZE_TRAIN": (24,),
+    "INPUT.CROP.SIZE": (24, 24),
+    "DATASETS.TRAIN": ("preflight_labeled",),
+    "DATASETS.UNLABELED": ("preflight_unlabeled",),
+    "DATASETS.TEST": ("preflight_test",),
+    "S4M.BURN_IN": 100,
+    "SOLVER.MAX_ITER": 1000,
+}
 HEIGHT, WIDTH = 20, 30
+
+
+def config(changes=None):
+    """A sound one, with ``changes``."""
+    return load_config("toyscapes_10pct", key_values(VALID | (changes or {})))
 
 
 def record(folder, number, labels=(0,)):

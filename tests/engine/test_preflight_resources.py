@@ -53,29 +53,23 @@ def test_sam_counts_in_the_stages_that_consult_it(small_config):
         assert extra == [checks.sam_bytes(sam), refined * checks.sam_bytes(sam), 0]
 
 
-def test_how_many_checkpoints_stay(small_config):
-    """The first: after 3, 6, 9, and the last."""
-    for end, period, keep, expected in (
-        (10, 3, 0, 4), (10, 5, 0, 3), (10, 20, 0, 1), (10, 3, 2, 3), (10, 3, 9, 4)
+def test_one_checkpoint_must_fit_and_all_that_are_kept_should(small_config, monkeypatch, tmp_path):
+    """Free space in checkpoints; of 10 iterations, those after 3, 6, 9 and the last are kept."""
+    folder = tmp_path / "run" / "teacher"
+    folder.mkdir(parents=True)
+    for period, keep, free, there, status in (
+        (3, 0, 0.9, 0, "error"), (3, 0, 1.1, 0, "warning"), (3, 0, 3.9, 0, "warning"),
+        (3, 0, 4.1, 0, "ok"), (5, 0, 2.9, 0, "warning"), (5, 0, 3.1, 0, "ok"),
+        (20, 0, 1.1, 0, "ok"), (3, 2, 2.9, 0, "warning"), (3, 2, 3.1, 0, "ok"),
+        (3, 9, 3.9, 0, "warning"), (3, 0, 2.5, 2, "ok"),
     ):  # fmt: skip
-        solver = {"MAX_ITER": end, "CHECKPOINT_PERIOD": period, "CHECKPOINT_KEEP": keep}
-        cfg = small_config(**{f"SOLVER__{key}": value for key, value in solver.items()})
-        assert checks.kept_checkpoints(cfg) == expected
-
-
-def test_one_checkpoint_must_fit_and_all_to_come_should(small_config, monkeypatch, tmp_path):
-    """Free space in checkpoints, of which stage 1 keeps 3 + 1; some are there already."""
-    cfg = small_config(S4M__STAGE="teacher", S4M__TEACHER__MAX_ITER=7, SOLVER__CHECKPOINT_PERIOD=2)
-    size = checks.checkpoint_bytes(cfg, "teacher", Tiny())
-    (tmp_path / "run" / "teacher").mkdir(parents=True)
-    for free, there, status in (
-        (0.9, 0, "error"), (1.1, 0, "warning"), (3.9, 0, "warning"), (4.1, 0, "ok"), (2.5, 2, "ok")
-    ):  # fmt: skip
+        solver = {"SOLVER__CHECKPOINT_PERIOD": period, "SOLVER__CHECKPOINT_KEEP": keep}
+        cfg = small_config(S4M__STAGE="teacher", S4M__TEACHER__MAX_ITER=10, **solver)
+        size = checks.checkpoint_bytes(cfg, "teacher", Tiny())
         usage = SimpleNamespace(free=int(free * size))
         monkeypatch.setattr(shutil, "disk_usage", lambda folder, usage=usage: usage)
         for number in range(there):
-            path = tmp_path / "run" / "teacher" / f"model_{number:07d}.pth"
-            path.write_bytes(bytes(size))
+            (folder / f"model_{number:07d}.pth").write_bytes(bytes(size))
         assert checks.disk_finding(cfg, Tiny(), ["teacher"]).status == status
 
 

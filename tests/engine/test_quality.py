@@ -3,44 +3,25 @@
 import json
 import logging
 import os
-from pathlib import Path
 
 import numpy as np
 import pseudo_label_quality as tool
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
-from detectron2.engine import HookBase
-from helpers import QUICKSTART, json_lines, logged
+from helpers import QUICKSTART
 
 from s4m_d2.engine import PseudoLabeling, QualityMeasurement, S4MTrainer
 from s4m_d2.engine.checks.preflight import preflight
-from s4m_d2.engine.labeling.quality import RECORDS, quality_findings
+from s4m_d2.engine.labeling.quality import quality_findings
 from s4m_d2.engine.rng import default_generator_states
 from s4m_d2.evaluation import MEASURES
 from s4m_d2.semi.ema_teacher import EMATeacher
 
 from .sameness import assert_same
-from .test_trainer import (  # noqa: F401
-    BARE,
-    Killed,
-    configs,
-    final_state,
-    run,
-    teacher_weights,
-)
 
-BEYOND_THE_PAPER = {
-    "S4M__PSEUDO_LABEL__SCORE_THRESH": 0.1,
-    "S4M__PSEUDO_LABEL__CLASS_THRESH": "auto",
-    "S4M__PSEUDO_LABEL__LABEL_WEIGHT": True,
-    "S4M__PSEUDO_LABEL__PIXEL_WEIGHT": True,
-}
 UNLABELED_IMAGES = 7  # of 10, without the 3 of toyscapes_train_30pct
-
-
-def lines(folder) -> list[dict]:
-    return json_lines(Path(folder, RECORDS))
 
 
 class Oracle(torch.nn.Module):
@@ -55,8 +36,6 @@ class Oracle(torch.nn.Module):
         self.truth = {record["file_name"]: record["annotations"] for record in records}
 
     def predict_queries(self, batch):
-        import pycocotools.mask as mask_util
-
         [sample] = batch
         size = tuple(sample["image"].shape[-2:])
         truth = [a for a in self.truth[sample["file_name"]] if not a["iscrowd"]] * self.times
@@ -106,7 +85,7 @@ def test_duplicates_are_dropped_before_refinement_as_after(measurement):
 
 
 def test_refinement_changes_masks_and_neither_classes_random_states_nor_modes(measurement):
-    measure = measurement(S4M__REFINE__ENABLED=True, S4M__QUALITY__MAX_IMAGES=3)
+    measure = measurement(S4M__REFINE__ENABLED=True, S4M__QUALITY__MAX_IMAGES=2)
     mapper = measure.mapper
 
     def drawing(record):
@@ -135,56 +114,6 @@ def test_an_image_that_cannot_be_read_is_left_out_with_one_warning(measurement, 
     for report in reports:
         assert report.skipped == 1 and report.as_dict()["images"] == UNLABELED_IMAGES - 1
     assert caplog.text.count("missing.png cannot") == 1
-
-
-class Every(HookBase):
-    """Keeps the losses of every iteration, and what is drawn at its end."""
-
-    def __init__(self) -> None:
-        self.seen = []
-
-    def after_step(self) -> None:
-        latest = self.trainer.storage.latest()
-        losses = {name: value for name, (value, _) in latest.items() if "loss" in name}
-        self.seen.append((losses, torch.rand(2).tolist()))
-
-
-def test_a_run_with_the_hook_is_the_run_without_it_even_if_it_is_stopped(
-    configs,  # noqa: F811
-    teacher_weights,  # noqa: F811
-):
-    """The state that a stopped run continues from is the same too, and no line comes twice."""
-    options = BARE | {"S4M__QUALITY__MAX_IMAGES": 2} | BEYOND_THE_PAPER
-    seen = {}
-
-    def make(name, period):
-        cfg = configs("student", name.split()[0], S4M__QUALITY__PERIOD=period, **options)
-        trainer = S4MTrainer(cfg, teacher_weights)
-        trainer.register_hooks([every := Every()])
-        seen[name] = every.seen
-        return trainer
-
-    without = run(make("without", 0))
-    with pytest.raises(Killed):
-        run(make("with", 1), kill_after=2)  # saved after iteration 1
-    folder = configs("student", "with").OUTPUT_DIR
-    assert [entry["iteration"] for entry in lines(folder)] == [0, 1, 2]
-    first = lines(folder)
-    resumed = run(make("with again", 1), resume=True)
-    assert resumed.start_iter == 2
-    assert len(seen["without"]) == 4 and len(seen["without"][0][0]) > 4
-    assert seen["with"] == seen["without"][:3] and seen["with again"] == seen["without"][2:]
-    states = final_state(without), final_state(resumed)
-    for state in states:
-        state["trainer"]["hooks"].pop("UnwrittenMetricsHook")  # has what was measured
-    assert states[0]["trainer"]["class_thresholds"]["batches"].max() == 4  # not labelings
-    assert_same(*states)
-    assert not Path(without.cfg.OUTPUT_DIR, RECORDS).exists()
-    assert [entry["iteration"] for entry in lines(folder)] == [0, 1, 2, 3]
-    assert lines(folder)[:3] == first  # the second and third were measured anew
-    measured, last = logged(resumed.cfg.OUTPUT_DIR), lines(folder)[-1]["before"]["overall"]
-    for name in ("class_accuracy", "sq", "precision", "recall", "pq"):
-        assert measured.get(f"pseudo_label_quality/before/{name}") == last[name]
 
 
 def test_the_report_says_what_will_be_measured_or_why_nothing_can_be(

@@ -12,17 +12,36 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
-from helpers import logged
+from helpers import json_lines, logged
+from PIL import Image
 
 from s4m_d2.engine import FineTuneTrainer, S4MCheckpointer, S4MTrainer, TeacherTrainer, stage_config
+from s4m_d2.engine.figures.figure_set import FIGURES
+from s4m_d2.engine.labeling.quality import RECORDS
 from s4m_d2.engine.training.build import build_labeled_loader
 from s4m_d2.errors import ConfigError, WeightsError
+from s4m_d2.sepl.refiner import SEPLRefiner
 from s4m_d2.structures import RLEMasks
 
 from .sameness import assert_same
 
 ITERATIONS, BURN_IN = 4, 2
 BARE = {"S4M__REFINE__ENABLED": False, "S4M__DISTILL__ENABLED": False, "DATASETS__TEST": "()"}
+BEYOND_THE_PAPER = {
+    "S4M__PSEUDO_LABEL__SCORE_THRESH": 0.1,
+    "S4M__PSEUDO_LABEL__CLASS_THRESH": "auto",
+    "S4M__PSEUDO_LABEL__LABEL_WEIGHT": True,
+    "S4M__PSEUDO_LABEL__PIXEL_WEIGHT": True,
+}
+WATCHED = {"S4M__QUALITY__PERIOD": 1, "S4M__QUALITY__MAX_IMAGES": 1}
+WATCHED |= {"S4M__FIGURES__PERIOD": 3, "S4M__FIGURES__IMAGES": 1}
+SEPL = {
+    "S4M__REFINE__METHOD": "sepl",
+    "S4M__REFINE__SEPL__O_S_THRESH": 0.3,
+    "S4M__REFINE__SEPL__POINTS_PER_SIDE": 4,
+    "S4M__REFINE__SEPL__PRED_IOU_THRESH": 0.3,
+    "S4M__REFINE__SEPL__STABILITY_SCORE_THRESH": 0.3,
+}
 
 
 class Killed(Exception):
@@ -81,7 +100,50 @@ def teacher_weights(configs) -> str:
 @pytest.fixture(scope="module")
 def whole(configs, teacher_weights):
     """An unbroken run of stage 2, with SAM and evaluation."""
-    return run(S4MTrainer(configs("student", "whole"), teacher_weights))
+    return run(S4MTrainer(configs("student", "whole", **BEYOND_THE_PAPER), teacher_weights))
+
+
+def test_a_run_that_is_measured_and_drawn_is_the_run_without_it_even_if_it_is_stopped(
+    configs, teacher_weights, whole
+):
+    """The state that a stopped run continues from is the same too, and no line comes twice."""
+
+    def make():
+        cfg = configs("student", "watched", **BEYOND_THE_PAPER, **WATCHED)
+        return S4MTrainer(cfg, teacher_weights)
+
+    with pytest.raises(Killed):
+        run(make(), kill_after=2)  # saved after iteration 1
+    resumed = run(make(), resume=True)
+    assert resumed.start_iter == 2
+    states = final_state(whole), final_state(resumed)
+    for state in states:
+        state["trainer"]["hooks"].pop("UnwrittenMetricsHook")  # has what was measured
+    assert states[0]["trainer"]["class_thresholds"]["batches"].max() == 4  # not labelings
+    assert_same(*states)
+
+    without, folder = (Path(trainer.cfg.OUTPUT_DIR) for trainer in (whole, resumed))
+    assert not (without / RECORDS).exists() and not (without / "figures").exists()
+    lines = json_lines(folder / RECORDS)
+    assert [entry["iteration"] for entry in lines] == [0, 1, 2, 3]  # the third was measured anew
+    measured, last = logged(folder), lines[-1]["after"]["overall"]
+    for name in ("class_accuracy", "sq", "precision", "recall", "pq"):
+        assert measured.get(f"pseudo_label_quality/after/{name}") == last[name]
+    drawn = {path.name for path in (folder / "figures").iterdir()}
+    assert drawn == {f"{name}_0000003.png" for name in FIGURES}
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    shown, picture = events.Images("figures/arp")[-1], folder / "figures" / "arp_0000003.png"
+    assert (shown.width, shown.height) == Image.open(picture).size
+
+
+def test_sepl_redraws_the_masks_of_a_run(configs, teacher_weights):
+    changes = SEPL | {"SOLVER__MAX_ITER": 1, "DATASETS__TEST": "()"}
+    trainer = run(S4MTrainer(configs("student", "sepl", **changes), teacher_weights))
+    assert isinstance(trainer.pseudo_labeling.refiner, SEPLRefiner)
+    values = logged(trainer.cfg.OUTPUT_DIR)
+    assert 0 <= values["refinement/fallbacks"] < 1
+    assert 0.3 < values["refinement/predicted_iou"] <= 1.5
 
 
 @pytest.mark.parametrize(
@@ -90,7 +152,8 @@ def whole(configs, teacher_weights):
 def test_a_cpu_trains_in_bfloat16_where_that_is_asked_for(
     configs, teacher_weights, precision, computed
 ):
-    changes = {"SOLVER__AMP__ENABLED": True, "S4M__AMP_PRECISION": precision}
+    changes = BARE | {"SOLVER__AMP__ENABLED": True, "S4M__AMP_PRECISION": precision}
+    changes |= {"SOLVER__MAX_ITER": 1, "S4M__BURN_IN": 0}
     trainer = S4MTrainer(configs("student", precision, **changes), teacher_weights)
     seen = []
     predictor = trainer.trained_model.sem_seg_head.predictor

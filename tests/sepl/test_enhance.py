@@ -9,28 +9,49 @@ import numpy as np
 import pytest
 from helpers import ROOT, content
 from PIL import Image
-from sepl_folders import (
-    CAM,
-    CLASS,
-    MASK,
-    SIZE,
-    arguments,
-    drawn,
-    enhance,
-    label,
-    make_folders,
-    save_labels,
-    save_masks,
-    save_png,
-    sepl,
-)
+from sepl_folders import save_labels, save_masks, save_png, sepl
 from toyscapes_scene import render_scene
 
 from s4m_d2.sam.automatic_masks import AutomaticMasks
-from s4m_d2.sepl.files import read_masks
+from s4m_d2.sepl.files import read_label, read_masks
 from s4m_d2.sepl.folders import Enhancement
 
+SIZE = (6, 8)
+CAM = (slice(1, 3), slice(1, 3))  # 4 pixels of a class
+MASK = (slice(1, 4), slice(1, 3))  # 6 pixels: o_s 4/6, o_p 1
+CLASS = 3
 UNCHANGED = ("--o-s-thresh", 1, "--o-p-thresh", 1)  # no mask is selected
+
+
+def drawn(window, value=1, size=SIZE):
+    """(H, W) uint8 zeros, and ``value`` in a window."""
+    label = np.zeros(size, dtype=np.uint8)
+    label[window] = value
+    return label
+
+
+def make_folders(root, names="abc"):
+    """``cam``, ``masks`` and ``images`` of a few images, all of the same content."""
+    save_labels(root / "cam", {name: drawn(CAM, CLASS) for name in names})
+    save_masks(root / "masks", {name: [drawn(MASK)] for name in names})
+    for name in names:
+        save_png(root / "images" / f"{name}.png", np.zeros((*SIZE, 3)))
+    return root
+
+
+def arguments(root, *more, output="out"):
+    """Those of `enhance` for such folders."""
+    masks = [] if "--sam" in more else ["--masks", root / "masks"]
+    return ["--pseudo-labels", root / "cam", "--output", root / output, *masks, *more]
+
+
+def enhance(root, *more, output="out"):
+    return sepl(*arguments(root, *more, output=output))
+
+
+def label(root, name, output="out"):
+    """An enhanced label map."""
+    return read_label(root / output / f"{name}.png")
 
 
 @pytest.fixture
