@@ -132,8 +132,9 @@ def _sizes(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[Derive
     short = max(1, round(facts.short_side * scale))
     if not is_lsj:
         crop = [_up(length * scale - 0.5, _SIZE_STEP) for length in (facts.height, facts.width)]
-        yield Derived("INPUT.CROP.ENABLED", True, "images have one size after it")
-        yield Derived("INPUT.CROP.TYPE", "absolute", "images have one size after it")
+        one_size = "images have one size after it"
+        yield Derived("INPUT.CROP.ENABLED", True, one_size)
+        yield Derived("INPUT.CROP.TYPE", "absolute", one_size)
         yield Derived("INPUT.CROP.SIZE", crop, why)
         edges = tuple(max(1, short * tenth // 10) for tenth in range(5, 21))
         yield Derived("INPUT.MIN_SIZE_TRAIN", edges, "0.5 to 2 times the shorter side")
@@ -255,12 +256,12 @@ def _periods(cfg, facts: DataFacts, machine, explicit) -> Iterator[Derived]:
 
 
 def suitable_tile(records: Sequence[dict]) -> tuple[int, str]:
-    """Choose the side of tiles, px, for labeled images, and the reason; 0: no tiles.
+    """Choose the side of tiles, px, for labeled images, and the reason; 0: no tiles, where the
+    median instance (the longer side of its box) is at least a sixteenth of the image's side and
+    nearly all images have at most 30 instances.
 
-    No tiles if the median instance (the longer side of its box) is at least a sixteenth of the
-    image's side and nearly all images have at most 30 instances. Otherwise tiles such that nearly
-    all have at most 12 instances, if nine tenths of the instances still fit well and tiles are
-    smaller than half of the image.
+    Nearly all tiles have at most 12 instances, if nine tenths of the instances still fit well and
+    tiles are smaller than half of the image.
     """
     records = records[:: -(-len(records) // 1000) or 1]
     sides = [max(a["bbox"][2:]) for record in records for a in targets(record)]
@@ -298,13 +299,8 @@ def data_facts(
     validation: int,
     tiling: Tiling | None = None,
 ) -> DataFacts:
-    """Compute the statistics; DatasetError if there is no image to train on.
-
-    Args:
-        train: those of the labeled images that are trained on.
-        unlabeled, validation: numbers of images.
-        tiling: tiles to use; None: :func:`suitable_tile`.
-    """
+    """Compute the statistics of ``labeled`` images, of which ``train`` are trained on, and of the
+    numbers of others; ``tiling`` None: :func:`suitable_tile`. DatasetError: ``train`` is empty."""
     images = train.records
     if not images:
         raise DatasetError("--labeled (S4M.DATA.LABELED) has no image to train on. Label some.")
