@@ -50,10 +50,8 @@ class Tiling:
     overlap: float = 0.2
 
     def boxes(self, image_size: tuple[int, int]) -> list[Box]:
-        """Tiles that cover an image of (H, W), row by row, at equal distances.
-
-        All have the same size: ``size``, or the image's side if that is smaller.
-        """
+        """Tiles that cover an image of (H, W), row by row, at equal distances, all of one size:
+        ``size``, or the image's side if that is smaller."""
         height, width = image_size
         rows, columns = self._starts(height), self._starts(width)
         high, wide = (min(self.size or side, side) for side in image_size)
@@ -70,11 +68,9 @@ class Tiling:
         """Replace Detectron2's records of images by records of tiles.
 
         A tile's record is that of its image, with "tile" (its box) and the annotations whose boxes
-        overlap it; instances cut by its border are targets too. Records of images of one tile, or
-        of unknown size (unreadable), are unchanged.
-
-        Args:
-            filter_empty: omit tiles without annotations other than crowds.
+        overlap it; instances cut by its border are targets too. ``filter_empty``: without tiles of
+        no annotation but crowds. Records of images of one tile, or of unknown size (unreadable),
+        are unchanged.
         """
         found = []
         for record in records:
@@ -104,9 +100,8 @@ def cut_record(record: dict, boxes: Sequence[Box], *, filter_empty: bool) -> lis
     extents = np.array(
         [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
     ).reshape(-1, 4)
-    inside = [[annotations[index] for index in _overlapping(extents, box)] for box in boxes]
-    pairs = zip(boxes, inside, strict=True)
-    tiles = [{**record, "tile": box, "annotations": found} for box, found in pairs]
+    inside = {box: [annotations[i] for i in _overlapping(extents, box)] for box in boxes}
+    tiles = [{**record, "tile": box, "annotations": found} for box, found in inside.items()]
     return [tile for tile in tiles if targets(tile) or not filter_empty]
 
 
@@ -117,12 +112,9 @@ def _overlapping(boxes: np.ndarray, box: Sequence[int] | np.ndarray) -> list[int
 
 
 class TiledModel(nn.Module):
-    """Segments whole images as in evaluation, tile by tile; each tile is resized.
+    """Segments whole images as in evaluation, by the tiles of ``tiling``; each is resized.
 
-    Args:
-        model: a Detectron2 meta-architecture in eval mode.
-        resize: image (H, W, 3) uint8 -> its transform.
-        tiling: the images' tiles.
+    ``model``: a Detectron2 meta-architecture in eval mode.
     """
 
     @configurable
@@ -139,13 +131,10 @@ class TiledModel(nn.Module):
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Instances]]:
         """Segment each sample's "image", (3, H, W) uint8 of its own size on the CPU.
 
-        Returns:
-            dicts with "instances" of (H, W): the model's own for an image of one tile; otherwise
-            ``pred_masks`` (:class:`RLEMasks`), ``pred_boxes``, ``scores``, ``pred_classes`` and, if
-            the model gives them, ``sam_ious``, best first, on the CPU, without empty masks.
-
-        Raises:
-            DatasetError: an image is so narrow that nothing is left after resizing.
+        Returns dicts with "instances" of (H, W): the model's own for an image of one tile;
+        otherwise ``pred_masks`` (:class:`RLEMasks`), ``pred_boxes``, ``scores``, ``pred_classes``
+        and ``sam_ious`` (nan: the model gives none), best first, on the CPU, without empty masks.
+        DatasetError: an image is so narrow that nothing is left after resizing.
         """
         return [{"instances": self._segment(sample["image"])} for sample in batched_inputs]
 
@@ -219,7 +208,7 @@ class _Seams:
             box = x, y, x + wide, y + high
             is_cut = self._is_cut(box, tile)
             others = (self.tiles[n] for n in near) if is_cut else ()
-            if not wide or any(_holds(t, box) and not self._is_cut(box, t) for t in others):
+            if not wide or any(self._shows(other, box) for other in others):
                 continue
             self.of_tile[number].append(len(self.pieces))
             self.pieces.append(_Piece(number, rle, box, is_cut, *values))
@@ -233,6 +222,11 @@ class _Seams:
             border != end and abs(side - border) <= self.margin
             for side, border, end in zip(box, tile, (0, 0, width, height), strict=True)
         )
+
+    def _shows(self, tile: Box, box: Box) -> bool:
+        """Whether a box is in a tile, and not cut there."""
+        inside = tile[0] <= box[0] and tile[1] <= box[1] and box[2] <= tile[2] and box[3] <= tile[3]
+        return inside and not self._is_cut(box, tile)
 
     def _compare(self, first: int, second: int) -> None:
         """Find pieces of two tiles that are of the same instance."""
@@ -295,11 +289,9 @@ class _Seams:
         return max((self.pieces[i] for i in members), key=lambda piece: piece.score)
 
     def _mask(self, members: Sequence[int]) -> dict[str, Any]:
-        pieces = [self.pieces[i] for i in members]
-        windows = [decode_window(piece.rle)[0] for piece in pieces]
         placed = [
-            encode_window(window, piece.box[:2], self.image_size)
-            for window, piece in zip(windows, pieces, strict=True)
+            encode_window(decode_window(piece.rle)[0], piece.box[:2], self.image_size)
+            for piece in (self.pieces[i] for i in members)
         ]
         return placed[0] if len(placed) == 1 else mask_util.merge(placed)
 
@@ -318,7 +310,3 @@ def encode_window(
     is_gap = inner[:, 0] < inner[:, 1]  # else a run goes on at the top of the next column
     ends = np.concatenate([ends[:1], inner[is_gap].reshape(-1), ends[-1:]])
     return encode_edges(ends, image_size)
-
-
-def _holds(tile: Box, box: Box) -> bool:
-    return tile[0] <= box[0] and tile[1] <= box[1] and box[2] <= tile[2] and box[3] <= tile[3]
