@@ -436,8 +436,8 @@ def _annotation(
         findings.leave_out(row, *_CROWDS)
     findings.instances += not crowd
     given, box = _number(row.get("area")), row.get("bbox")
-    is_box = isinstance(box, list) and len(box) == 4
-    x, y, wide, high = sides = [_number(side) for side in box] if is_box else [math.nan] * 4
+    sides = box if isinstance(box, list) and len(box) == 4 else [None] * 4
+    x, y, wide, high = sides = [_number(side) for side in sides]
     left, top, width, height = of_mask = mask_utils.toBbox(rle).tolist()
     # A box beside its mask is that of another image, or of one of another size; of nan, false.
     meets = max(x, left) < min(x + wide, left + width) and max(y, top) < min(y + high, top + height)

@@ -113,6 +113,7 @@ class StreamLoader(DataLoader):
             generator=torch.Generator(),  # else starting workers draws from the global one
             **options,
         )
+        self._max_skipped = max_skipped
         self.skipped_images: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[list[dict]]:  # type: ignore[override]  # no more is promised
@@ -125,7 +126,7 @@ class StreamLoader(DataLoader):
                         self.skipped_images[file_name] = reason
                         count = len(self.skipped_images)
                         logger.warning("Skipped an unlabeled image (%d so far): %s", count, reason)
-            if len(self.skipped_images) > self.dataset.max_skipped:
+            if len(self.skipped_images) > self._max_skipped:
                 raise _too_many(self.skipped_images)
             yield batch
 

@@ -12,7 +12,7 @@ import os
 import re
 import struct
 import unicodedata
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -169,7 +169,7 @@ def list_images(image_dir: str, suffixes: tuple[str, ...], remedy: str) -> list[
     """List the files below a folder whose names end in one of ``suffixes``, sorted.
 
     Hidden files and folders, pipes and devices are left out. Links are followed, but each folder
-    is visited once, under its own path if it has one below ``image_dir``. Broken links are listed.
+    is visited once, and before links beside it. Broken links are listed.
     DatasetError: there is no folder, or no such file in it; ``remedy`` ends the message.
     """
     if not os.path.isdir(image_dir):
@@ -179,23 +179,20 @@ def list_images(image_dir: str, suffixes: tuple[str, ...], remedy: str) -> list[
     others: Counter[str] = Counter()  # by ending
     wanted = tuple(suffix.lower() for suffix in suffixes)
     visited = {str(folder) for folder in Path(os.path.realpath(image_dir)).parents}
-    roots = deque([image_dir])
-    while roots:
-        for folder, below, names in os.walk(roots.popleft(), onerror=logger.warning):
-            below[:] = [name for name in sorted(below) if not _is_hidden(name)]
-            real = os.path.realpath(folder)
-            if real in visited:
-                below.clear()
-                continue
-            visited.add(real)
-            linked = (os.path.join(folder, name) for name in below)
-            roots += filter(os.path.islink, linked)  # which os.walk does not follow
-            for path in (os.path.join(folder, name) for name in names if not _is_hidden(name)):
-                is_file = os.path.isfile(path) or not os.path.exists(path)
-                if is_file and path.lower().endswith(wanted):
-                    paths.append(path)
-                else:
-                    others[os.path.splitext(path)[1].lower()] += 1
+    for folder, below, names in os.walk(image_dir, onerror=logger.warning, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:
+            below.clear()
+            continue
+        visited.add(real)
+        below[:] = sorted(name for name in below if not _is_hidden(name))
+        below.sort(key=lambda name: os.path.islink(os.path.join(folder, name)))
+        for path in (os.path.join(folder, name) for name in names if not _is_hidden(name)):
+            is_file = os.path.isfile(path) or not os.path.exists(path)
+            if is_file and path.lower().endswith(wanted):
+                paths.append(path)
+            else:
+                others[os.path.splitext(path)[1].lower()] += 1
     if unread := [f"{others[e]:,} {e}" for e in _UNREAD if e in others]:
         text = "%s: files cannot be read and are left out: %s. Convert them to JPEG or PNG."
         logger.warning(text, image_dir, ", ".join(unread))
