@@ -13,7 +13,7 @@ import re
 import struct
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from urllib.parse import unquote
@@ -245,9 +245,8 @@ def list_unlabeled(
     frames_dir: str,
     every: int = 1,
     *,
-    validation: Sequence[str] = (),
-    validation_dir: str = "",
-    labeled: Sequence[str] = (),
+    validation: Mapping[str, str],
+    labeled: Iterable[str],
 ) -> tuple[list[str], dict[str, int]]:
     """List images below a folder as :func:`list_images`, without those of the content of a labeled
     one, or of the relative path of a validation image.
@@ -255,7 +254,7 @@ def list_unlabeled(
     Args:
         image_dir: searched recursively; or a video.
         frames_dir, every: every n-th frame of a video is an image, written there once.
-        validation, validation_dir: paths of the validation images, relative to that folder.
+        validation: paths of the validation images, and the same relative to their folder.
         labeled: paths of other labeled images.
 
     Returns:
@@ -266,9 +265,8 @@ def list_unlabeled(
     """
     remedy = "--unlabeled (S4M.DATA.UNLABELED) names a folder of unlabeled images, or a video."
     names = _images_and_frames(image_dir, frames_dir, every, remedy)
-    known = {os.path.normpath(name) for name in validation}
-    held_out = copies(names, [os.path.join(validation_dir, name) for name in validation])
-    held_out |= {path for path, name in names.items() if name in known}
+    known = {os.path.normpath(name) for name in validation.values()}
+    held_out = copies(names, validation) | {path for path in names if names[path] in known}
     known_labels = copies(names, labeled) - held_out
     kept = [name for path, name in names.items() if path not in held_out | known_labels]
     if not kept:

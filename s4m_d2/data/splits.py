@@ -155,8 +155,8 @@ def labeled_dataset_names(
         DatasetError: the list is missing, empty or has duplicates.
     """
     if not split_file:
-        drawn = split_seed == DEFAULT_SPLIT_SEED
-        return tuple(name if drawn else _seeded_dataset(name, split_seed) for name in names)
+        is_default = split_seed == DEFAULT_SPLIT_SEED
+        return tuple(name if is_default else _seeded_dataset(name, split_seed) for name in names)
     if split_seed != DEFAULT_SPLIT_SEED:
         raise ConfigError("S4M.SPLIT_FILE and S4M.SPLIT_SEED exclude each other; set only one.")
     if len(names) != 1:

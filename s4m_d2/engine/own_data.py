@@ -274,7 +274,7 @@ def _begin(
     """The data of a new run; derived settings go into ``cfg``."""
     data, folder = cfg.S4M.DATA, os.path.join(cfg.OUTPUT_DIR, FOLDER)
     labeled, train, validation, notes = _split(cfg)
-    held_out = sorted(validation.name(record) for record in validation.records)
+    held_out = {record["file_name"]: validation.name(record) for record in validation.records}
     unlabeled: list[str] = []
     left_out: dict[str, int] = {}
     if runs_stage(cfg, "student") and not eval_only:
@@ -286,7 +286,6 @@ def _begin(
             frames_dir or os.path.join(folder, FRAMES),
             data.EVERY,
             validation=held_out,
-            validation_dir=validation.image_root,
             labeled=[record["file_name"] for record in train.records],
         )
     tiling = build_tiling(cfg) if "INPUT.TILE.SIZE" in explicit else None
