@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,20 +93,25 @@ class Derived:
 def derive(
     cfg: CfgNode, facts: DataFacts, machine: Machine, explicit: Collection[str]
 ) -> tuple[list[Derived], list[str]]:
-    """Set the keys that are not ``explicit`` (the user's) in a config that is not frozen.
+    """Derive the settings, each of which depends only on earlier ones, and :func:`apply` them."""
+    rules = (_sizes, _model, _batch, _iterations, _teacher_of_student, _instances, _periods)
+    found = (setting for rule in rules for setting in rule(cfg, facts, machine, explicit))
+    return apply(cfg, found, explicit)  # a rule reads what was set before it
 
-    Returns:
-        the derived settings, each of which depends only on earlier ones; the explicit keys.
-    """
-    settings, kept = [], []
-    for rule in (_sizes, _model, _batch, _iterations, _teacher_of_student, _instances, _periods):
-        for setting in rule(cfg, facts, machine, explicit):  # reads what was set before it
-            if setting.key in explicit:
-                kept.append(setting.key)
-            else:
-                cfg.merge_from_list([setting.key, setting.value])
-                settings.append(setting)
-    return settings, kept
+
+def apply(
+    cfg: CfgNode, settings: Iterable[Derived], explicit: Collection[str]
+) -> tuple[list[Derived], list[str]]:
+    """Set the keys that are not ``explicit`` (the user's) in a config that is not frozen; returns
+    these settings, and the other keys."""
+    applied, kept = [], []
+    for setting in settings:
+        if setting.key in explicit:
+            kept.append(setting.key)
+        else:
+            cfg.merge_from_list([setting.key, setting.value])
+            applied.append(setting)
+    return applied, kept
 
 
 def _up(value: float, step: int) -> int:

@@ -20,7 +20,7 @@ from s4m_d2.data.annotations import Annotations, Findings, read_annotations, tar
 from s4m_d2.data.images import copies, list_unlabeled
 from s4m_d2.data.merging import merge_annotations
 from s4m_d2.engine.config_file import explicit_keys, load_config
-from s4m_d2.engine.derived_settings import DataFacts, Derived, Machine, data_facts, derive
+from s4m_d2.engine.derived_settings import DataFacts, Derived, Machine, apply, data_facts, derive
 from s4m_d2.engine.stages import run_config, run_folder, runs_stage
 from s4m_d2.errors import ConfigError, DatasetError, Finding, S4MError, raise_all
 from s4m_d2.files import digest, write_json
@@ -318,10 +318,7 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
             f"The run in '{cfg.OUTPUT_DIR}' has stage 1 alone: --resume cannot go on with stage 2. "
             f"Start that in another OUTPUT_DIR: S4M.STAGE student S4M.TEACHER_WEIGHTS {weights}"
         )
-    kept = [setting.key for setting in stored.settings if setting.key in explicit]
-    for setting in stored.settings:
-        if setting.key not in kept:
-            cfg.merge_from_list([setting.key, setting.value])
+    _, kept = apply(cfg, stored.settings, explicit)
     folders, val_images = _image_dirs(cfg)
     has_changed = _labeled_digest(cfg) != stored.labeled_digest  # other files, of other folders
     images = has_changed and stored.image_root or os.path.commonpath(folders or [folder])
