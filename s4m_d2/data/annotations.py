@@ -435,9 +435,9 @@ def _annotation(
     if crowd:
         findings.leave_out(row, *_CROWDS)
     findings.instances += not crowd
-    given, box = _number(row.get("area")), row.get("bbox")
-    sides = box if isinstance(box, list) and len(box) == 4 else [None] * 4
-    x, y, wide, high = sides = [_number(side) for side in sides]
+    given_area, box = _number(row.get("area")), row.get("bbox")
+    given_box = box if isinstance(box, list) and len(box) == 4 else [math.nan] * 4
+    x, y, wide, high = sides = [_number(side) for side in given_box]
     left, top, width, height = of_mask = mask_utils.toBbox(rle).tolist()
     # A box beside its mask is that of another image, or of one of another size; of nan, false.
     meets = max(x, left) < min(x + wide, left + width) and max(y, top) < min(y + high, top + height)
@@ -445,7 +445,7 @@ def _annotation(
         "iscrowd": int(crowd),
         "category_id": index,
         "segmentation": shape if is_rle else [part.tolist() for part in shape],
-        "area": given if given > 0 else area,
+        "area": given_area if given_area > 0 else area,
         "bbox": sides if meets else of_mask,
         "bbox_mode": BoxMode.XYWH_ABS,
     }
