@@ -172,9 +172,10 @@ def list_images(image_dir: str, suffixes: tuple[str, ...], remedy: str) -> list[
     is visited once, and before links beside it. Broken links are listed.
     DatasetError: there is no folder, or no such file in it; ``remedy`` ends the message.
     """
+    if not os.path.exists(image_dir):
+        raise DatasetError(f"The folder of images {image_dir} does not exist. {remedy}")
     if not os.path.isdir(image_dir):
-        problem = "is no folder" if os.path.exists(image_dir) else "does not exist"
-        raise DatasetError(f"The folder of images {image_dir} {problem}. {remedy}")
+        raise DatasetError(f"{image_dir} is no folder. {remedy}")
     paths: list[str] = []
     others: Counter[str] = Counter()  # by ending
     wanted = tuple(suffix.lower() for suffix in suffixes)
