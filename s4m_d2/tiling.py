@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -50,10 +50,8 @@ class Tiling:
     overlap: float = 0.2
 
     def boxes(self, image_size: tuple[int, int]) -> list[Box]:
-        """Tiles that cover an image of (H, W), row by row, at equal distances.
-
-        All have the same size: ``size``, or the image's side if that is smaller.
-        """
+        """Tiles that cover an image of (H, W), row by row, at equal distances, all of one size:
+        ``size``, or the image's side if that is smaller."""
         height, width = image_size
         rows, columns = self._starts(height), self._starts(width)
         high, wide = (min(self.size or side, side) for side in image_size)
@@ -70,11 +68,9 @@ class Tiling:
         """Replace Detectron2's records of images by records of tiles.
 
         A tile's record is that of its image, with "tile" (its box) and the annotations whose boxes
-        overlap it; instances cut by its border are targets too. Records of images of one tile, or
-        of unknown size (unreadable), are unchanged.
-
-        Args:
-            filter_empty: omit tiles without annotations other than crowds.
+        overlap it; instances cut by its border are targets too. ``filter_empty``: without tiles of
+        no annotation but crowds. Records of images of one tile, or of unknown size (unreadable),
+        are unchanged.
         """
         found = []
         for record in records:
@@ -104,9 +100,8 @@ def cut_record(record: dict, boxes: Sequence[Box], *, filter_empty: bool) -> lis
     extents = np.array(
         [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
     ).reshape(-1, 4)
-    inside = [[annotations[index] for index in _overlapping(extents, box)] for box in boxes]
-    pairs = zip(boxes, inside, strict=True)
-    tiles = [{**record, "tile": box, "annotations": found} for box, found in pairs]
+    inside = {box: [annotations[i] for i in _overlapping(extents, box)] for box in boxes}
+    tiles = [{**record, "tile": box, "annotations": found} for box, found in inside.items()]
     return [tile for tile in tiles if targets(tile) or not filter_empty]
 
 
@@ -117,12 +112,9 @@ def _overlapping(boxes: np.ndarray, box: Sequence[int] | np.ndarray) -> list[int
 
 
 class TiledModel(nn.Module):
-    """Segments whole images as in evaluation, tile by tile; each tile is resized.
+    """Segments whole images as in evaluation, by the tiles of ``tiling``; each is resized.
 
-    Args:
-        model: a Detectron2 meta-architecture in eval mode.
-        resize: image (H, W, 3) uint8 -> its transform.
-        tiling: the images' tiles.
+    ``model``: a Detectron2 meta-architecture in eval mode.
     """
 
     @configurable
@@ -139,13 +131,10 @@ class TiledModel(nn.Module):
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Instances]]:
         """Segment each sample's "image", (3, H, W) uint8 of its own size on the CPU.
 
-        Returns:
-            dicts with "instances" of (H, W): the model's own for an image of one tile; otherwise
-            ``pred_masks`` (:class:`RLEMasks`), ``pred_boxes``, ``scores``, ``pred_classes`` and, if
-            the model gives them, ``sam_ious``, best first, on the CPU, without empty masks.
-
-        Raises:
-            DatasetError: an image is so narrow that nothing is left after resizing.
+        Returns dicts with "instances" of (H, W): the model's own for an image of one tile;
+        otherwise ``pred_masks`` (:class:`RLEMasks`), ``pred_boxes``, ``scores``, ``pred_classes``
+        and ``sam_ious`` (nan: the model gives none), best first, on the CPU, without empty masks.
+        DatasetError: an image is so narrow that nothing is left after resizing.
         """
         return [{"instances": self._segment(sample["image"])} for sample in batched_inputs]
 
@@ -156,9 +145,9 @@ class TiledModel(nn.Module):
             return self._predict(image, tiles)[0]
         seams = _Seams(tiles, (height, width))
         for start in range(0, len(tiles), TILES_AT_ONCE):
-            found = self._predict(image, tiles[start : start + TILES_AT_ONCE])
-            for number, instances in enumerate(found, start):
-                seams.add(number, instances.to("cpu"))
+            some = tiles[start : start + TILES_AT_ONCE]
+            for tile, instances in zip(some, self._predict(image, some), strict=True):
+                seams.add(tile, instances.to("cpu"))
         return seams.joined()
 
     def _predict(self, image: Tensor, tiles: Sequence[Box]) -> list[Instances]:
@@ -171,11 +160,11 @@ class TiledModel(nn.Module):
         return [output["instances"] for output in self.model(samples)]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Piece:
     """A prediction in a tile."""
 
-    tile: int
+    tile: Box
     rle: Mapping[str, Any]  # in the tile's frame
     box: Box
     is_cut: bool  # it reaches (nearly) a border of the tile that is not a border of the image
@@ -183,6 +172,7 @@ class _Piece:
     label: int
     score: float
     sam_iou: float  # nan if unknown
+    same: list[_Piece] = field(default_factory=list)  # in other tiles, of the same instance
 
 
 class _Seams:
@@ -197,18 +187,15 @@ class _Seams:
     """
 
     def __init__(self, tiles: Sequence[Box], image_size: tuple[int, int]) -> None:
-        self.tiles = tiles
-        self._corners = np.array(tiles)
+        self.tiles = np.array(tiles)
         self.image_size = image_size
-        self.pieces: list[_Piece] = []
-        self.of_tile: list[list[int]] = [[] for _ in tiles]  # indices of pieces
-        self.same: list[list[int]] = []  # of each piece, those that are of the same instance
+        self.found: dict[Box, list[_Piece]] = {tile: [] for tile in tiles}
         self.margin = (tiles[0][2] - tiles[0][0]) // CUT_SHARE
 
-    def add(self, number: int, found: Instances) -> None:
+    def add(self, tile: Box, found: Instances) -> None:
         """Add the predictions of a tile, once per tile."""
-        tile = self.tiles[number]
-        near = [n for n in _overlapping(self._corners, tile) if n != number]
+        tiles = list(self.found)
+        near = [tiles[n] for n in _overlapping(self.tiles, tile) if tiles[n] != tile]
         rles = as_rles(found.pred_masks)
         boxes = mask_util.toBbox(rles).reshape(-1, 4).astype(int).tolist()
         columns = (mask_util.area(rles), found.pred_classes, found.scores)
@@ -218,14 +205,10 @@ class _Seams:
             x, y = tile[0] + x, tile[1] + y
             box = x, y, x + wide, y + high
             is_cut = self._is_cut(box, tile)
-            others = (self.tiles[n] for n in near) if is_cut else ()
-            if not wide or any(_holds(t, box) and not self._is_cut(box, t) for t in others):
-                continue
-            self.of_tile[number].append(len(self.pieces))
-            self.pieces.append(_Piece(number, rle, box, is_cut, *values))
-            self.same.append([])
+            if wide and not (is_cut and any(self._shows(other, box) for other in near)):
+                self.found[tile].append(_Piece(tile, rle, box, is_cut, *values))
         for other in near:
-            self._compare(other, number)
+            self._compare(other, tile)
 
     def _is_cut(self, box: Box, tile: Box) -> bool:
         height, width = self.image_size
@@ -234,74 +217,78 @@ class _Seams:
             for side, border, end in zip(box, tile, (0, 0, width, height), strict=True)
         )
 
-    def _compare(self, first: int, second: int) -> None:
+    def _shows(self, tile: Box, box: Box) -> bool:
+        """Whether a box is in a tile, and not cut there."""
+        inside = tile[0] <= box[0] and tile[1] <= box[1] and box[2] <= tile[2] and box[3] <= tile[3]
+        return inside and not self._is_cut(box, tile)
+
+    def _compare(self, *tiles: Box) -> None:
         """Find pieces of two tiles that are of the same instance."""
-        one, other = self._corners[[first, second]]
-        region = np.concatenate([np.maximum(one, other)[:2], np.minimum(one, other)[2:]])
+        corners = np.array(tiles)
+        region = np.concatenate([corners.max(0)[:2], corners.min(0)[2:]])
         sides = []
-        for found in (self.of_tile[first], self.of_tile[second]):
-            boxes = np.array([self.pieces[i].box for i in found]).reshape(-1, 4)
+        for found in (self.found[tile] for tile in tiles):
+            boxes = np.array([piece.box for piece in found]).reshape(-1, 4)
             sides.append([found[row] for row in _overlapping(boxes, region)])
         if not all(sides):
             return
-        parts = [self._parts(side, region) for side in sides]
+        parts = [_parts(side, region) for side in sides]
         areas = [mask_areas(part) for part in parts]
         both = dense_overlaps(*parts)
         either = areas[0][:, None] + areas[1][None] - both
         for row, column in both.nonzero().tolist():
-            i, j = sides[0][row], sides[1][column]
-            a, b = self.pieces[i], self.pieces[j]
+            a, b = sides[0][row], sides[1][column]
             whole = either[row, column] if a.is_cut and b.is_cut else min(a.area, b.area)
             if a.label == b.label and both[row, column] >= SAME_SHARE * whole:
-                self.same[i].append(j)
-                self.same[j].append(i)
-
-    def _parts(self, side: Sequence[int], region: np.ndarray) -> Tensor:
-        """(N, h, w) bool masks of pieces of one tile in a region of it."""
-        x0, y0 = self.tiles[self.pieces[side[0]].tile][:2]
-        rows, columns = slice(region[1] - y0, region[3] - y0), slice(region[0] - x0, region[2] - x0)
-        masks = [mask_util.decode(self.pieces[i].rle)[rows, columns] for i in side]
-        return torch.from_numpy(np.stack(masks).view(bool))
+                a.same.append(b)
+                b.same.append(a)
 
     def joined(self) -> Instances:
         """Merged instances of the image, best first."""
-        groups: dict[int, list[int]] = {}  # by the last piece that came to each
-        group_of: dict[int, int] = {}
-        for piece in sorted(range(len(self.pieces)), key=lambda i: -self.pieces[i].score):
-            known = {group_of[other] for other in self.same[piece] if other in group_of}
-            members = [i for group in sorted(known) for i in groups[group]] + [piece]
-            tiles = {self.pieces[i].tile for i in members}
-            is_whole = not all(self.pieces[i].is_cut for i in members)
-            if known and (is_whole or len(tiles) < len(members)):
+        pieces = [piece for found in self.found.values() for piece in found]
+        groups: dict[_Piece, list[_Piece]] = {}  # by the best piece of each, which is its first
+        best_of: dict[_Piece, _Piece] = {}
+        for piece in sorted(pieces, key=_by_score):
+            known = dict.fromkeys(best_of[other] for other in piece.same if other in best_of)
+            members = [m for best in sorted(known, key=_by_score) for m in groups[best]] + [piece]
+            is_whole = not all(member.is_cut for member in members)
+            if known and (is_whole or len({member.tile for member in members}) < len(members)):
                 continue
-            for group in known:
-                del groups[group]
-            groups[piece] = members
-            group_of |= dict.fromkeys(members, piece)
-        found = sorted(groups.values(), key=lambda members: -self._best(members).score)
-        best = [self._best(members) for members in found]
-        boxes = [np.array([self.pieces[i].box for i in members]) for members in found]
+            for best in known:
+                del groups[best]
+            groups[members[0]] = members
+            best_of |= dict.fromkeys(members, members[0])
+        found = sorted(groups, key=_by_score)
+        boxes = [np.array([member.box for member in groups[best]]) for best in found]
         extents = [(*box.min(0)[:2], *box.max(0)[2:]) for box in boxes]
+        masks = [self._mask(groups[best]) for best in found]
         return Instances(
             self.image_size,
-            pred_masks=RLEMasks([self._mask(members) for members in found], self.image_size),
+            pred_masks=RLEMasks(masks, self.image_size),
             pred_boxes=Boxes(torch.tensor(np.array(extents, np.float32).reshape(-1, 4))),
-            scores=torch.tensor([piece.score for piece in best]),
-            pred_classes=torch.tensor([piece.label for piece in best], dtype=torch.int64),
-            sam_ious=torch.tensor([piece.sam_iou for piece in best]),
+            scores=torch.tensor([piece.score for piece in found]),
+            pred_classes=torch.tensor([piece.label for piece in found], dtype=torch.int64),
+            sam_ious=torch.tensor([piece.sam_iou for piece in found]),
         )
 
-    def _best(self, members: Sequence[int]) -> _Piece:
-        return max((self.pieces[i] for i in members), key=lambda piece: piece.score)
-
-    def _mask(self, members: Sequence[int]) -> dict[str, Any]:
-        pieces = [self.pieces[i] for i in members]
-        windows = [decode_window(piece.rle)[0] for piece in pieces]
+    def _mask(self, members: Sequence[_Piece]) -> dict[str, Any]:
         placed = [
-            encode_window(window, piece.box[:2], self.image_size)
-            for window, piece in zip(windows, pieces, strict=True)
+            encode_window(decode_window(piece.rle)[0], piece.box[:2], self.image_size)
+            for piece in members
         ]
         return placed[0] if len(placed) == 1 else mask_util.merge(placed)
+
+
+def _by_score(piece: _Piece) -> float:
+    return -piece.score
+
+
+def _parts(side: Sequence[_Piece], region: np.ndarray) -> Tensor:
+    """(N, h, w) bool masks of pieces of one tile in a region of it."""
+    x0, y0 = side[0].tile[:2]
+    rows, columns = slice(region[1] - y0, region[3] - y0), slice(region[0] - x0, region[2] - x0)
+    masks = [mask_util.decode(piece.rle)[rows, columns] for piece in side]
+    return torch.from_numpy(np.stack(masks).view(bool))
 
 
 def encode_window(
@@ -318,7 +305,3 @@ def encode_window(
     is_gap = inner[:, 0] < inner[:, 1]  # else a run goes on at the top of the next column
     ends = np.concatenate([ends[:1], inner[is_gap].reshape(-1), ends[-1:]])
     return encode_edges(ends, image_size)
-
-
-def _holds(tile: Box, box: Box) -> bool:
-    return tile[0] <= box[0] and tile[1] <= box[1] and box[2] <= tile[2] and box[3] <= tile[3]

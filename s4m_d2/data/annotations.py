@@ -6,7 +6,6 @@ annotations are left out and counted, or refused, all in one report.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gc
 import json
@@ -23,23 +22,12 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as mask_utils
 
 from s4m_d2.data.images import find_below, folded, image_size
-from s4m_d2.data.segmentations import boxes_meet, read_segmentation
+from s4m_d2.data.segmentations import read_segmentation
 from s4m_d2.errors import DatasetError, first_names
 
 _GIVE = "Give a COCO json of instances (from VIA or LabelMe: tools/convert_annotations.py)."
 _LARGE = 1 << 24  # px: the size of larger images is verified in their files
-_CROWDS = "crowds (iscrowd 1)", "They are not learned. Set iscrowd 0 where each is one object."
-_NO_MASK = (
-    "annotations without a mask",
-    "They are left out: draw masks for them, or remove them.",
-)
-_TWO_POINTS = "polygons of less than three points", "They are left out: complete them."
-_COPIES = "copies of annotations", "They are left out: remove them."
-_NO_IMAGE = "annotations of images that are not listed", "They are left out: list these images."
-_NO_PIXEL = (
-    "masks without a pixel in their image",
-    "They are left out: coordinates may be from 0 to 1 instead of px, or of another image or size.",
-)
+_CROWDS = "crowds (iscrowd 1)", "Set iscrowd 0 where each is one object."
 
 Choose = Callable[[Sequence[str]], Collection[str]]
 Key = int | str | None
@@ -59,6 +47,10 @@ class Findings:
     #: names of what makes the file unusable
     refused: dict[Kind, list[str]] = field(default_factory=lambda: defaultdict(list))
 
+    def leave_out(self, row: dict, text: str, remedy: str, times: int = 1) -> None:
+        """Count an annotation that is no target."""
+        self.left_out[text, remedy] += [_label(row)] * times
+
     @property
     def summary(self) -> str:
         """Counts of annotations left out, and notes; "" if there are none."""
@@ -71,7 +63,7 @@ class Findings:
         crowds = len(self.left_out.get(_CROWDS, ()))
         are_many = crowds > 0.1 * (crowds + self.instances)
         shown = {k: v for k, v in self.left_out.items() if are_many or k != _CROWDS}
-        return self.doubts + _messages(shown)
+        return self.doubts + _messages(shown, " are no targets")
 
     def problems(self) -> list[str]:
         """A message for each problem that makes the file unusable."""
@@ -80,9 +72,9 @@ class Findings:
         return _messages(self.refused)
 
 
-def _messages(kinds: Mapping[Kind, Sequence[str]]) -> list[str]:
+def _messages(kinds: Mapping[Kind, Sequence[str]], verb: str = "") -> list[str]:
     return [
-        f"{len(names):,} {text}: {first_names(names, most=3)}. {remedy}".strip()
+        f"{len(names):,} {text}{verb}: {first_names(names, most=3)}. {remedy}".strip()
         for (text, remedy), names in kinds.items()
     ]
 
@@ -166,8 +158,8 @@ def read_annotations(
     Args:
         classes: expected names of the categories, in the order of class indices; (): the file's
             own, in the order of their ids.
-        choose: file names of all images -> file names of the wanted images; only their annotations
-            are read. None: all.
+        choose: paths of all images -> paths of the wanted ones, whose annotations alone are read;
+            None: all.
         remedy: end of the message about a missing file or image.
         strict: False: return the usable part of a file with problems, which are in the findings.
 
@@ -207,9 +199,10 @@ def _read(
         key = _key(row.get("image_id"))
         by_image[key].append(row)
         if key not in images:
-            findings.left_out[_NO_IMAGE].append(_label(row))
-    names = [image["file_name"] for image in images.values()]
-    chosen = set(choose(names) if choose else names)
+            text = "annotations of images that are not listed"
+            findings.leave_out(row, text, "List these images.")
+    paths = [os.path.join(image_root, image["file_name"]) for image in images.values()]
+    chosen = set(choose(paths) if choose else paths)
     places = _places(images, chosen, image_root, remedy, findings)
     is_numbered = all(isinstance(key, int) for key in images)
     records: list[dict[str, Any]] = []
@@ -230,9 +223,8 @@ def _load(json_file: str) -> dict[str, list[dict]]:
     try:
         content = json.loads(Path(json_file).read_bytes())  # UTF-8, 16 or 32, with BOM or without
     except UnicodeDecodeError as error:
-        raise DatasetError(
-            f"{json_file} is no UTF-8 text{_encoding(json_file)}. Save it as UTF-8, or unpack it."
-        ) from error
+        remedy = "Save it as UTF-8, or unpack it."
+        raise DatasetError(f"{json_file} is no UTF-8 text: {error}. {remedy}") from error
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{json_file} is no valid JSON: {error}. {_GIVE}") from error
     for section in ("images", "annotations", "categories"):
@@ -245,14 +237,6 @@ def _load(json_file: str) -> dict[str, list[dict]]:
         if rows and all(key in row and "segmentation" not in row for row in rows):
             raise DatasetError(f"{json_file} is a COCO file of {kind}; give one of instances.")
     return content
-
-
-def _encoding(json_file: str) -> str:
-    for encoding in ("gb18030", "shift_jis", "cp1252"):
-        with contextlib.suppress(UnicodeDecodeError):
-            Path(json_file).read_text(encoding=encoding)
-            return f"; it may be {encoding}"
-    return ""
 
 
 def _is_name(value: Any) -> bool:
@@ -365,7 +349,7 @@ def _places(
     places, missing, moved, unsure = {}, [], [], 0
     owners: dict[str, str] = {}  # file_name by path below the folder
     for key, image in images.items():
-        if (given := image["file_name"]) not in chosen:
+        if os.path.join(image_root, given := image["file_name"]) not in chosen:
             continue
         if not (name := find_below(image_root, given)):
             missing.append(given.replace("\\", "/"))
@@ -432,31 +416,36 @@ def _annotation(
         findings.refused[kind].append(f"{_label(row)} ({error})")
         return None
     if not shape:
-        findings.left_out[_NO_MASK].append(_label(row))
+        findings.leave_out(row, "annotations without a mask", "Draw masks, or remove them.")
         return None
     if incomplete:
-        findings.left_out[_TWO_POINTS] += [_label(row)] * incomplete
+        findings.leave_out(row, "polygons of less than three points", "Complete them.", incomplete)
     is_rle = isinstance(shape, dict)
     rle: Any = shape if is_rle else mask_utils.merge(mask_utils.frPyObjects(shape, *size))
     area = float(mask_utils.area(rle))
     content = index, crowd, rle["counts"]
-    if not area or content in seen:  # before in this image
-        findings.left_out[_COPIES if area else _NO_PIXEL].append(_label(row))
+    if not area:
+        remedy = "Coordinates may be from 0 to 1 instead of px, or of another image or size."
+        findings.leave_out(row, "masks without a pixel in their image", remedy)
+        return None
+    if content in seen:  # of this image
+        findings.leave_out(row, "copies of annotations", "Remove them.")
         return None
     seen.add(content)
     if crowd:
-        findings.left_out[_CROWDS].append(_label(row))
+        findings.leave_out(row, *_CROWDS)
     findings.instances += not crowd
-    given = _number(row.get("area"))
-    box, of_mask = row.get("bbox"), mask_utils.toBbox(rle).tolist()
-    sides = [_number(side) for side in box] if isinstance(box, list) else []
-    # A box beside its mask is that of another image, or of one of another size.
-    is_box = len(sides) == 4 and all(map(math.isfinite, sides)) and boxes_meet(sides, of_mask)
+    given_area, box = _number(row.get("area")), row.get("bbox")
+    given_box = box if isinstance(box, list) and len(box) == 4 else [math.nan] * 4
+    x, y, wide, high = sides = [_number(side) for side in given_box]
+    left, top, width, height = of_mask = mask_utils.toBbox(rle).tolist()
+    # A box beside its mask is that of another image, or of one of another size; of nan, false.
+    meets = max(x, left) < min(x + wide, left + width) and max(y, top) < min(y + high, top + height)
     return {
         "iscrowd": int(crowd),
         "category_id": index,
         "segmentation": shape if is_rle else [part.tolist() for part in shape],
-        "area": given if given > 0 else area,
-        "bbox": sides if is_box else of_mask,
+        "area": given_area if given_area > 0 else area,
+        "bbox": sides if meets else of_mask,
         "bbox_mode": BoxMode.XYWH_ABS,
     }

@@ -79,8 +79,8 @@ class StreamLoader(DataLoader):
 
     A sample's position is its index in the global stream: ``k * world_size + rank`` for the k-th
     one of this process. If the mapper has ``skip_unreadable``, an image that raises DatasetError is
-    replaced by that of the next record; errors of other mappers end the stream. Each ``iter``
-    starts at ``start_position``.
+    replaced by that of the next record, unless there are too many; errors of other mappers end the
+    stream. Each ``iter`` starts at ``start_position``.
 
     Args:
         mapper: Detectron2 record with "seeds" and "stream_position" -> sample.
@@ -92,9 +92,6 @@ class StreamLoader(DataLoader):
 
     Attributes:
         skipped_images: unusable files of this process so far, in order, and the reasons.
-
-    Raises:
-        DatasetError: (while iterating) a labeled sample or too many unlabeled ones are unusable.
     """
 
     def __init__(
@@ -116,7 +113,7 @@ class StreamLoader(DataLoader):
             generator=torch.Generator(),  # else starting workers draws from the global one
             **options,
         )
-        self._max_skipped_images = max_skipped
+        self._max_skipped = max_skipped
         self.skipped_images: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[list[dict]]:  # type: ignore[override]  # no more is promised
@@ -129,7 +126,7 @@ class StreamLoader(DataLoader):
                         self.skipped_images[file_name] = reason
                         count = len(self.skipped_images)
                         logger.warning("Skipped an unlabeled image (%d so far): %s", count, reason)
-            if len(self.skipped_images) > self._max_skipped_images:
+            if len(self.skipped_images) > self._max_skipped:
                 raise _too_many(self.skipped_images)
             yield batch
 
@@ -155,12 +152,9 @@ def _too_many(skipped: dict[str, str]) -> DatasetError:
 
 
 def _start_worker(worker_id: int) -> None:
-    """Ignore stop signals that the training process did not send.
-
-    Schedulers and Ctrl-C send them to every process of a job, but the training process still needs
-    the worker's batches for its last iteration. If that process is dead, the worker exits; PyTorch
-    does not notice if it died while the worker started.
-    """
+    """Ignore stop signals that the training process did not send: schedulers and Ctrl-C send them
+    to every process of a job, but the last iteration still needs the worker's batches. If the
+    training process is dead, exit; PyTorch does not notice if it died while the worker started."""
     cv2.setNumThreads(0)  # one thread for each worker; torch limits itself
     if not _STOPS:
         return

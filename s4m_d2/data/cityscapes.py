@@ -72,11 +72,8 @@ class CityscapesFormat:
 
 
 def _read_record(image_file: str, instance_file: str) -> dict:
-    """Read one image's record from its file of instance ids.
-
-    As in Detectron2, an id below 1000 is a group (``iscrowd``), and instances only one pixel wide
-    or high are omitted.
-    """
+    """Read one image's record. As in Detectron2, an id below 1000 is a group (``iscrowd``), and
+    instances only one pixel wide or high are omitted."""
     with open_image(instance_file) as image:
         mode = image.mode
         ids = np.asarray(ImageOps.exif_transpose(image))  # (H, W), rotated as the image

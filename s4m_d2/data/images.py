@@ -12,8 +12,8 @@ import os
 import re
 import struct
 import unicodedata
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from urllib.parse import unquote
@@ -67,16 +67,12 @@ def open_image(file_name: str | os.PathLike[str]) -> Iterator[Image.Image]:
 
 
 def read_image(file_name: str, image_format: str) -> np.ndarray:
-    """Decode an image as 8-bit color and rotate it according to its EXIF data.
+    """Decode an image, rotated as its EXIF data say: (H, W, 3) uint8, contiguous, in
+    ``image_format``, "RGB" or "BGR".
 
-    Gray and palette images become color, transparency is dropped, and of several frames the first
-    is read. Of color images with 16 bits per channel the upper 8 are kept; gray ones of more than 8
-    bits are refused, because the range of their values is not known.
-
-    Returns (H, W, 3) uint8, contiguous, in ``image_format``, "RGB" or "BGR".
-
-    Raises:
-        DatasetError: the file is missing, damaged, not an image, or has more than 8 bits.
+    Gray and palette images become color, transparency is dropped, of several frames the first is
+    read, of 16-bit color the upper 8 bits. DatasetError: the file is missing, damaged, no image, or
+    has gray values of more than 8 bits, whose range is not known.
     """
     with open_image(file_name) as image:
         if image.mode.startswith(("I", "F")):
@@ -104,11 +100,9 @@ def image_size(file_name: str) -> tuple[int, int]:
 
 
 def decode_plain(image: Image.Image, file_name: str, image_format: str) -> np.ndarray | None:
-    """Decode an intact PNG or JPEG file of 8 bits per channel, gray or color, stored upright.
-
-    The pixels equal Pillow's: PNG is lossless, and for JPEG both use libjpeg-turbo with its
-    defaults. None if the file is of another kind or damaged: Pillow then decodes or refuses it.
-    """
+    """Decode an intact PNG or JPEG of 8 bits per channel, gray or color, stored upright, to
+    Pillow's pixels: for JPEG both use libjpeg-turbo with its defaults. None: another file, or a
+    damaged one."""
     is_plain = {"PNG": _is_plain_png, "JPEG": _is_plain_jpeg}.get(image.format or "")
     if is_plain is None or image.mode not in ("RGB", "L"):
         return None
@@ -160,7 +154,7 @@ def orientation(image: Image.Image) -> int | None:
 
 
 def unreadable(file_name: str, error: Exception) -> DatasetError:
-    """Make the error for a listed file that cannot be used."""
+    """The error for a file that cannot be used."""
     remedy = "Replace it with a fresh copy; cut an image that is too large."
     return DatasetError(f"{file_name} cannot be read: {error}. {remedy}")
 
@@ -175,44 +169,38 @@ def list_images(image_dir: str, suffixes: tuple[str, ...], remedy: str) -> list[
     """List the files below a folder whose names end in one of ``suffixes``, sorted.
 
     Hidden files and folders, pipes and devices are left out. Links are followed, but each folder
-    is visited once, under its own path if it has one below ``image_dir``. Broken links are listed.
-
-    Raises:
-        DatasetError: the folder does not exist or holds no such file; ``remedy`` ends the message.
+    is visited once, and before links beside it. Broken links are listed.
+    DatasetError: there is no folder, or no such file in it; ``remedy`` ends the message.
     """
     if not os.path.exists(image_dir):
         raise DatasetError(f"The folder of images {image_dir} does not exist. {remedy}")
     if not os.path.isdir(image_dir):
         raise DatasetError(f"{image_dir} is no folder. {remedy}")
     paths: list[str] = []
-    others: list[str] = []
+    others: Counter[str] = Counter()  # by ending
     wanted = tuple(suffix.lower() for suffix in suffixes)
     visited = {str(folder) for folder in Path(os.path.realpath(image_dir)).parents}
-    roots = deque([image_dir])
-    while roots:
-        for folder, below, names in os.walk(roots.popleft(), onerror=logger.warning):
-            below[:] = [name for name in sorted(below) if not _is_hidden(name)]
-            real = os.path.realpath(folder)
-            if real in visited:
-                below.clear()
-                continue
-            visited.add(real)
-            linked = (os.path.join(folder, name) for name in below)
-            roots += filter(os.path.islink, linked)  # which os.walk does not follow
-            for path in (os.path.join(folder, name) for name in names if not _is_hidden(name)):
-                is_file = os.path.isfile(path) or not os.path.exists(path)
-                is_image = is_file and path.lower().endswith(wanted)
-                (paths if is_image else others).append(path)
-    endings = Counter(os.path.splitext(path)[1].lower() for path in others)
-    if unread := [f"{endings[e]:,} {e}" for e in _UNREAD if e in endings]:
+    for folder, below, names in os.walk(image_dir, onerror=logger.warning, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:
+            below.clear()
+            continue
+        visited.add(real)
+        below[:] = sorted(name for name in below if not _is_hidden(name))
+        below.sort(key=lambda name: os.path.islink(os.path.join(folder, name)))
+        for path in (os.path.join(folder, name) for name in names if not _is_hidden(name)):
+            is_file = os.path.isfile(path) or not os.path.exists(path)
+            if is_file and path.lower().endswith(wanted):
+                paths.append(path)
+            else:
+                others[os.path.splitext(path)[1].lower()] += 1
+    if unread := [f"{others[e]:,} {e}" for e in _UNREAD if e in others]:
         text = "%s: files cannot be read and are left out: %s. Convert them to JPEG or PNG."
         logger.warning(text, image_dir, ", ".join(unread))
     if not paths:
         raise DatasetError(
             f"The folder {image_dir} holds no image that ends in {', '.join(suffixes)}. {remedy}"
         )
-    if others:
-        logger.info("%s: %d files are no images: left out", image_dir, len(others))
     return sorted(paths)
 
 
@@ -221,7 +209,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def find_below(folder: str, given: str) -> str:
-    """Path below the folder: a file name, or the longest end of it that is there; "": none is.
+    """The longest end of a file name that leads to a file of the folder; "": none does.
 
     Tools write paths of their machines, addresses, backslashes, percent codes and prefixes of
     uploads; systems differ in case, and in composed or decomposed letters.
@@ -258,33 +246,28 @@ def list_unlabeled(
     frames_dir: str,
     every: int = 1,
     *,
-    validation: Sequence[str] = (),
-    validation_dir: str = "",
-    labeled: Sequence[str] = (),
+    validation: Mapping[str, str],
+    labeled: Iterable[str],
 ) -> tuple[list[str], dict[str, int]]:
-    """List images below a folder as :func:`list_images`, without those that have labels.
-
-    An image is left out if it has the same content as a labeled one; for the validation set, also
-    if it has the same relative path.
+    """List images below a folder as :func:`list_images`, without those of the content of a labeled
+    one, or of the relative path of a validation image.
 
     Args:
         image_dir: searched recursively; or a video.
         frames_dir, every: every n-th frame of a video is an image, written there once.
-        validation, validation_dir: paths of the validation images, relative to that folder.
+        validation: paths of the validation images, and the same relative to their folder.
         labeled: paths of other labeled images.
 
     Returns:
-        Paths below ``image_dir``, sorted, those of frames absolute; the number of images left out,
-        by reason.
+        Paths below ``image_dir``, sorted, those of frames absolute; numbers left out, by reason.
 
     Raises:
         DatasetError: the folder does not exist or holds no other image, or a video is damaged.
     """
     remedy = "--unlabeled (S4M.DATA.UNLABELED) names a folder of unlabeled images, or a video."
     names = _images_and_frames(image_dir, frames_dir, every, remedy)
-    known = {os.path.normpath(name) for name in validation}
-    held_out = {path for path, name in names.items() if name in known}
-    held_out |= copies(names, [os.path.join(validation_dir, name) for name in validation])
+    known = {os.path.normpath(name) for name in validation.values()}
+    held_out = copies(names, validation) | {path for path in names if names[path] in known}
     known_labels = copies(names, labeled) - held_out
     kept = [name for path, name in names.items() if path not in held_out | known_labels]
     if not kept:
@@ -299,13 +282,12 @@ def list_unlabeled(
 def _images_and_frames(image_dir: str, frames_dir: str, every: int, remedy: str) -> dict[str, str]:
     """Names, see :func:`list_unlabeled`, by path."""
     frames_dir = os.path.abspath(frames_dir)
-    root, found = image_dir, [image_dir]
-    if os.path.isfile(image_dir) and image_dir.lower().endswith(VIDEO_EXTENSIONS):
-        root = os.path.dirname(image_dir)
-    else:
-        found = list_images(image_dir, IMAGE_EXTENSIONS + VIDEO_EXTENSIONS, remedy)
+    is_video = os.path.isfile(image_dir) and image_dir.lower().endswith(VIDEO_EXTENSIONS)
+    endings = IMAGE_EXTENSIONS + VIDEO_EXTENSIONS
+    paths = [image_dir] if is_video else list_images(image_dir, endings, remedy)
+    root = os.path.dirname(image_dir) if is_video else image_dir
     names: dict[str, str] = {}
-    for path in found:
+    for path in paths:
         name = os.path.relpath(path, root)
         if path.lower().endswith(VIDEO_EXTENSIONS):
             names |= {f: f for f in _write_frames(path, os.path.join(frames_dir, name), every)}
@@ -360,11 +342,8 @@ def _write_frames(path: str, folder: str, every: int) -> list[str]:
 
 
 def unlabeled_records(paths: list[str], image_dir: str) -> list[dict]:
-    """Make records with "file_name", "image_id" (path below ``image_dir``), "height", "width".
-
-    Sizes are those of the headers. The record of an image with a damaged one has the reason in
-    "unreadable" and no size; the loader skips and counts it.
-    """
+    """Make records with "file_name", "image_id" (path below ``image_dir``), "height" and "width"
+    of the headers; of a damaged one, "unreadable", the reason: the loader skips and counts it."""
 
     def read(path: str) -> dict:
         record: dict = {"file_name": path, "image_id": os.path.relpath(path, image_dir)}

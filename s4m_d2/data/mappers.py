@@ -85,8 +85,9 @@ class _Mapper:
 
     def _annotated(
         self, record: dict, annotations: Sequence[dict]
-    ) -> tuple[dict, _Targets, list[dict]]:
-        """A sample with its image, its instances in the view's frame, and their annotations."""
+    ) -> tuple[dict, _Targets, Tensor]:
+        """A sample with its image, its instances in the view's frame, and which annotations (N,)
+        bool they are of."""
         name = record["file_name"]
         sample, view, colored, transforms = self._views(record)
         size = sample["height"], sample["width"]
@@ -116,8 +117,7 @@ class _Mapper:
             gt_masks=BitMasks(masks if kept.all() else masks[kept]),
             gt_boxes=Boxes(boxes[kept]),
         )
-        of_instances = [annotations[row] for row in kept.nonzero()[:, 0].tolist()]
-        return {**sample, "image": _as_tensor(colored)}, instances, of_instances
+        return {**sample, "image": _as_tensor(colored)}, instances, kept
 
 
 class _Targets(Instances):
@@ -130,11 +130,8 @@ class _Targets(Instances):
 
 @DATASET_MAPPER_REGISTRY.register()
 class ARPDatasetMapper(_Mapper):
-    """Turn an unlabeled record into two views of the same geometry.
-
-    "image" is the plain view, for ARP and the strong view. "image_weak" has the color distortion,
-    for teacher and SAM.
-    """
+    """Turn an unlabeled record into two views of the same geometry: "image", the plain one, for
+    ARP and the strong view; "image_weak", with the color distortion, for teacher and SAM."""
 
     skip_unreadable = True  # the stream loader replaces an image that cannot be read
 
@@ -181,12 +178,12 @@ class TrueLabelsMapper(_Mapper):
         Errors are those of :class:`LabeledDatasetMapper`."""
         rows = record["annotations"]  # of them, a crowd may have no region
         wanted = [row for row in rows if not row.get("iscrowd") or row.get("segmentation")]
-        sample, truth, annotations = self._annotated(record, wanted)
+        sample, truth, kept = self._annotated(record, wanted)
         if "tile" in record:
             left, top, right, bottom = record["tile"]
             sample["height"], sample["width"] = bottom - top, right - left
-        crowds = [bool(row.get("iscrowd")) for row in annotations]
-        truth.gt_crowds = torch.tensor(crowds, dtype=torch.bool)
+        crowds = [bool(row.get("iscrowd")) for row in wanted]
+        truth.gt_crowds = torch.tensor(crowds, dtype=torch.bool)[kept]
         return {**sample, "truth": truth}
 
 

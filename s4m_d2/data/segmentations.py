@@ -1,7 +1,7 @@
 """Segmentations of annotations: validation, and conversion to masks of a view.
 
-A mask is read as its run lengths in column-major order (COCO), (R,) int64: of a background run, a
-run of the mask, and so on. They add up to the mask's size; any may be 0.
+``lengths`` are the run lengths of a mask in column-major order (COCO), (R,) int64: of background,
+of the mask, and so on. They add up to the mask's size; any may be 0.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from s4m_d2.errors import DatasetError
 from s4m_d2.structures import encode_edges
 
 _MAX_REACH = 10  # how far a polygon may extend beyond its image, in longer sides of the image
-_NO_NUMBERS = "a polygon must be a list of finite numbers x, y, x, y, ..."
 
 
 def read_polygons(polygons: list, image_size: tuple[int, int]) -> tuple[list[np.ndarray], int]:
@@ -52,12 +51,12 @@ def read_polygons(polygons: list, image_size: tuple[int, int]) -> tuple[list[np.
     for part in parts:
         try:
             points = np.array(part, dtype=np.float64)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise DatasetError(_NO_NUMBERS) from error
+        except (TypeError, ValueError, OverflowError):
+            points = np.array(math.nan)
         is_flat_or_pairs = points.ndim == 1 or (points.ndim and points.shape[-1] == 2)
         low, high = points.min(initial=0), points.max(initial=0)
         if not is_flat_or_pairs or not math.isfinite(high - low):
-            raise DatasetError(_NO_NUMBERS)
+            raise DatasetError("a polygon must be a list of finite numbers x, y, x, y, ...")
         if low < -reach or high > reach:
             raise DatasetError(
                 f"a polygon has the coordinate {low if -low > high else high:g}, far outside the "
@@ -115,10 +114,10 @@ def run_lengths(segmentation: object, image_size: tuple[int, int]) -> np.ndarray
 def _read_text(text: str | bytes) -> np.ndarray | None:
     """Decode the run lengths of a compressed RLE; None: malformed.
 
-    COCO's API does not check the text: if it is truncated, the rest of the mask is uninitialized
+    COCO's API does not check the text: of a truncated one, the rest of the mask is uninitialized
     memory. Format: digits to the base of 32, least significant first, as characters from "0" on; 32
-    added to a digit means that more follow, 16 in the last one that the number is negative. From
-    the fourth number on, each is the difference to the run before the previous one.
+    is added if more follow, 16 to the last one if the number is negative. From the fourth number
+    on, each is the difference to the run before the previous one.
     """
     raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     digits = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - ord("0")
@@ -159,14 +158,8 @@ def transform_masks(
     """Transform segmentations of an image to masks in the frame of its view, (N, H', W') bool.
 
     The points of polygons, [[x0, y0, x1, ...], ...] in px of the image, are transformed and drawn
-    in the view, where parts outside are cut off; RLE dicts are resampled (nearest pixel).
-
-    Args:
-        transforms: from the image to the view.
-        image_size, view_size: (H, W) before and after.
-
-    Raises:
-        DatasetError: a segmentation is malformed, or of another size than the image.
+    in the view; RLE dicts are resampled (nearest pixel). Sizes are (H, W). DatasetError: a
+    segmentation is malformed, or of another size than the image.
     """
     masks = np.zeros((len(segmentations), *view_size), dtype=bool)
     pixels = source_pixels(transforms, image_size)
@@ -225,10 +218,3 @@ def _resample(
     left = columns.min()
     source = _decode(lengths, height, slice(left, columns.max() + 1))
     view[spans[0], spans[1]] = source[rows].take(columns - left, axis=1)
-
-
-def boxes_meet(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether two boxes, XYWH, share an area."""
-    return all(
-        max(one[i], other[i]) < min(one[i] + one[i + 2], other[i] + other[i + 2]) for i in (0, 1)
-    )

@@ -50,30 +50,21 @@ class CocoFormat:
 
     def metadata(self) -> dict:
         """Metadata for Detectron2's evaluators and visualizer, with the current paths."""
-        image_root = dataset_path(self.image_root)
-        return {
-            **self.classes,
-            "evaluator_type": "coco",
-            "json_file": dataset_path(self.json_file),
-            "image_root": image_root,
-            "image_dir": image_root,
-        }
+        root, json_file = dataset_path(self.image_root), dataset_path(self.json_file)
+        paths = {"json_file": json_file, "image_root": root, "image_dir": root}
+        return {**self.classes, "evaluator_type": "coco", **paths}
 
     def unlabeled_images(self) -> list[str]:
         """Paths of all images, sorted; the json file is not opened."""
         return list_images(dataset_path(self.image_root), IMAGE_EXTENSIONS, self.remedy)
 
     def load(self, choose: Choose) -> Loaded:
-        """Read the images that ``choose`` picks from the file names of all, as
+        """Read the images that ``choose`` picks from the paths of all, as
         :func:`~s4m_d2.data.annotations.read_annotations`; the metadata have the classes."""
-        annotations = read_annotations(
-            dataset_path(self.json_file),
-            dataset_path(self.image_root),
-            classes=self.classes.get("thing_classes", ()),
-            choose=choose,
-            remedy=self.remedy,
-        )
-        return list(annotations.records), {**self.metadata(), **annotations.metadata()}
+        metadata, classes = self.metadata(), self.classes.get("thing_classes", ())
+        files = metadata["json_file"], metadata["image_root"]
+        found = read_annotations(*files, classes=classes, choose=choose, remedy=self.remedy)
+        return list(found.records), {**metadata, **found.metadata()}
 
 
 DatasetFormat = CityscapesFormat | CocoFormat
@@ -118,13 +109,9 @@ def register_own_data(
     image_dir: str,
     unlabeled: Sequence[str],
 ) -> None:
-    """Register ``own_labeled``, ``own_val`` and ``own_unlabeled``, in place of earlier ones.
-
-    Args:
-        labeled, validation: sets; None: no validation.
-        ground_truth: path of the evaluator's COCO file, which may be written later.
-        image_dir, unlabeled: a folder, and paths of images below it; (): no unlabeled set.
-    """
+    """Register ``own_labeled``; ``own_val``, unless None, with the path of the evaluator's COCO
+    file, which may be written later; ``own_unlabeled``, paths below ``image_dir``, if there are
+    any: in place of earlier ones."""
     for name in (OWN_LABELED, OWN_UNLABELED, OWN_VALIDATION):
         for catalog in (DatasetCatalog, MetadataCatalog):
             if name in catalog.list():
@@ -156,7 +143,7 @@ def labeled_dataset_names(
     Args:
         names: DATASETS.TRAIN.
         split_file: a list of file names (:func:`read_split_file`) that replaces the fraction in
-            the single name. Any registered set can be named.
+            the single name, which is of any registered set.
         split_seed: seed of every ``..._train_Npct`` of ``names``.
 
     Returns:
@@ -167,10 +154,9 @@ def labeled_dataset_names(
         ConfigError: the two keys do not fit ``names`` or each other.
         DatasetError: the list is missing, empty or has duplicates.
     """
-    if split_seed == DEFAULT_SPLIT_SEED and not split_file:
-        return tuple(names)
     if not split_file:
-        return tuple(_seeded_dataset(name, split_seed) for name in names)
+        is_default = split_seed == DEFAULT_SPLIT_SEED
+        return tuple(name if is_default else _seeded_dataset(name, split_seed) for name in names)
     if split_seed != DEFAULT_SPLIT_SEED:
         raise ConfigError("S4M.SPLIT_FILE and S4M.SPLIT_SEED exclude each other; set only one.")
     if len(names) != 1:
@@ -200,21 +186,19 @@ def _listed_dataset(name: str, split_file: str) -> str:
     digest = name_key("\n".join(sorted(stems))).hex()[:8]
     match = _PERCENT_NAME.fullmatch(name)
     listed = f"{match['base'] if match else name}_list_{digest}"
-    if listed in DatasetCatalog.list():
-        return listed
-    if name not in DatasetCatalog.list():
-        raise DatasetError(f"DATASETS.TRAIN names '{name}', which is not registered.")
     choose = functools.partial(listed_subset, stems=stems, origin=split_file)
-    if name in _FORMATS:
-        _register_labeled(listed, _FORMATS[name], choose)
-        return listed
 
     def load() -> Loaded:
-        records = {record["file_name"]: record for record in DatasetCatalog.get(name)}
+        records = {record["file_name"]: record for record in load_records(name)}
         return [records[file_name] for file_name in choose(list(records))], {}
 
-    metadata = MetadataCatalog.get(name).as_dict()
-    _register(listed, load, {key: value for key, value in metadata.items() if key != "name"})
+    if listed in DatasetCatalog.list():
+        return listed
+    if name in _FORMATS:
+        _register_labeled(listed, _FORMATS[name], choose)
+    else:
+        metadata = MetadataCatalog.get(name).as_dict()
+        _register(listed, load, {key: value for key, value in metadata.items() if key != "name"})
     return listed
 
 
@@ -266,9 +250,8 @@ def load_records(name: str) -> list[dict]:
 def true_records(
     names: Sequence[str], max_images: int = 0, known: Collection[str] = ()
 ) -> list[dict]:
-    """Records of images with their annotations, in a fixed order that mixes folders.
-
-    The order follows from the files' names alone: the first images are the same everywhere.
+    """Records of images with their annotations, in an order that follows from the files' names
+    alone and mixes folders: the first images are the same everywhere.
 
     Args:
         names: unlabeled sets with labels (:func:`has_true_labels`), or any labeled ones.
@@ -280,15 +263,14 @@ def true_records(
     """
     known = {os.path.abspath(path) for path in known}
 
-    def choose(paths: Iterable[str], folder: str = "") -> list[str]:
-        left = [p for p in paths if os.path.abspath(os.path.join(folder, p)) not in known]
+    def choose(paths: Iterable[str]) -> list[str]:
+        left = [path for path in paths if os.path.abspath(path) not in known]
         return sorted(left, key=_place)[: max_images or None]
 
     records: list[dict] = []
     for name in names:
         if dataset := _UNLABELED.get(name):
-            folder = dataset.metadata()["image_dir"]
-            found, metadata = dataset.load(functools.partial(choose, folder=folder))
+            found, metadata = dataset.load(choose)
             vars(MetadataCatalog.get(name)).update(metadata)
             records += found
         else:
@@ -329,14 +311,9 @@ def stable_subset(names: Sequence[str], fraction: float, seed: int) -> list[str]
     """Choose a share of a data set by ``seed``, sorted, the same on every machine.
 
     The names whose base names have the smallest BLAKE2b hashes, keyed with the seed, are chosen,
-    whatever their folder and order. A smaller fraction is a subset of a larger one.
-
-    Args:
-        names: file names or paths with different base names.
-        fraction: in (0, 1]; fraction * len(names) is rounded half up, to at least 1.
-
-    Raises:
-        DatasetError: ``names`` is empty or two base names are equal.
+    whatever their folder and order. A smaller fraction, in (0, 1], is a subset of a larger one;
+    fraction * len(names) is rounded half up, to at least 1. DatasetError: ``names`` is empty or two
+    base names are equal.
 
     >>> stable_subset(["a/1.png", "a/2.png", "b/3.png", "b/4.png"], 0.5, seed=0)
     ['a/1.png', 'b/3.png']
@@ -352,14 +329,9 @@ def stable_subset(names: Sequence[str], fraction: float, seed: int) -> list[str]
 
 
 def read_split_file(path: str) -> list[str]:
-    """Read the stems of the file names in a text file, in its order.
-
-    One name per line, with or without folder, extension and ``_leftImg8bit`` or
-    ``_gtFine_instanceIds`` (published lists of Cityscapes). ``#`` starts a comment.
-
-    Raises:
-        DatasetError: the file is missing, empty or not text, or lists a name twice.
-    """
+    """Read the stems of the file names in a text file, one per line, with or without folder,
+    extension and Cityscapes' suffixes; ``#`` starts a comment. DatasetError: the file is missing,
+    empty or not text, or lists a name twice."""
     lines = (line.split("#")[0].strip() for line in read_lines(path))
     stems = [stem(line) for line in lines if line]
     if not stems:
@@ -369,11 +341,8 @@ def read_split_file(path: str) -> list[str]:
 
 
 def listed_subset(names: Sequence[str], stems: Sequence[str], origin: str) -> list[str]:
-    """Choose the names whose stem is listed, sorted; ``origin`` names the list in messages.
-
-    Raises:
-        DatasetError: a listed name is not in the data set, or fits more than one image.
-    """
+    """Choose the names whose stem is listed in ``origin``, sorted; DatasetError: a listed name is
+    not in the data set, or fits more than one image."""
     wanted = set(stems)
     chosen = {name: found for name in names if (found := stem(name)) in wanted}
     if missing := sorted(wanted - set(chosen.values())):
@@ -413,12 +382,13 @@ def draw_validation(classes_of: Mapping[str, Set[str]], fraction: float) -> list
 
     Images are ordered by the BLAKE2b hash of their names. From the rarest class to the most
     frequent, the first image of a class that has none yet is chosen; then the first images of all,
-    up to the fraction. Each class keeps an image to train on. To contain each class, the split may
-    have up to twice the fraction's images, but not more than half of all.
+    up to the fraction (rounded half up, at least one). Each class keeps an image to train on. To
+    contain each class, the split may have up to twice the fraction's images, but not more than half
+    of all.
 
     Args:
         classes_of: image name -> names of the classes of its instances.
-        fraction: in (0, 1); fraction * images is rounded half up, to at least 1.
+        fraction: in (0, 1).
 
     Raises:
         ConfigError, DatasetError: the fraction is out of range; no image can be chosen.

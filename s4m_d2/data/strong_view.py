@@ -22,10 +22,9 @@ _TURN_OF_CHANNEL = (5, 3, 1)  # sextants by which red, green and blue are apart 
 class StrongView:
     """Color augmentation of the student's unlabeled images; the geometry does not change.
 
-    The operations are torchvision's (``adjust_brightness`` and so on). Two round differently, which
-    may change a pixel by one level: the mean gray level of contrast is summed as integers, so that
-    it does not depend on the device, and hue is rotated without a full conversion to HSV. The blur
-    is separable.
+    The operations are torchvision's (``adjust_brightness`` and so on). Two round differently, by at
+    most one level: contrast's mean gray level is summed as integers, so that it does not depend on
+    the device, and hue is rotated without a full conversion to HSV. The blur is separable.
 
     Args:
         jitter: strengths of brightness, contrast, saturation (factors in 1 ± strength, at least
@@ -67,22 +66,18 @@ class StrongView:
         use_jitter, use_grayscale, use_blur, sigma, *strengths = draws
         if use_jitter < self._jitter_prob:
             for index in order:
-                amount = _between(self._ranges[index], strengths[index])
-                image = _OPERATIONS[index](image, amount)
+                low, high = self._ranges[index]
+                image = _OPERATIONS[index](image, low + (high - low) * strengths[index])
         if use_grayscale < self._grayscale_prob:
             image = _gray(image).expand_as(image)
         if use_blur < self._blur_prob:
-            image = _blur(image, _between(self._blur_sigma, sigma))
+            low, high = self._blur_sigma
+            image = _blur(image, low + (high - low) * sigma)
         return image.clone()
 
     def batch(self, images: Sequence[Tensor], generators: Sequence[Generator]) -> list[Tensor]:
         """Augment images, each with its own generator."""
         return list(map(self, images, generators))
-
-
-def _between(limits: Sequence[float], share: float) -> float:
-    low, high = limits
-    return low + (high - low) * share
 
 
 def _to_levels(values: Tensor) -> Tensor:

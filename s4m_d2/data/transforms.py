@@ -97,12 +97,8 @@ def apply_geometry(
     Returns the view, (H', W', 3) uint8, and the transforms that made it. DatasetError: of an image
     so narrow, nothing may be left after resizing.
     """
-    short, long = sorted(image.shape[:2])
-    is_narrow = long > _NARROW * short
-    of_size_alone = all(
-        type(a) in _SIZE_ONLY and not (isinstance(a, T.FixedSizeCrop) and a.pad)
-        for a in augmentations
-    )
+    is_narrow = max(image.shape[:2]) > _NARROW * min(image.shape[:2])
+    of_size_alone = all(type(a) in _SIZE_ONLY and not getattr(a, "pad", 0) for a in augmentations)
     view = _SizeInput(image) if of_size_alone else T.AugInput(image)
     try:
         with seeded_numpy(seed):
@@ -167,8 +163,8 @@ def _resize_and_crop(
     """Resize and crop with the pixels of Pillow, computing only rows and columns of the crop.
 
     Pillow rounds between the two axes. If the height does not shrink, it resizes the width first,
-    and the same steps give its exact values; otherwise some versions resize the height first, so
-    the whole image is resized as usual. (Pillow's own ``box`` rounds the part's position.)
+    as here; otherwise some versions resize the height first, so the whole image is resized as
+    usual. (Pillow's own ``box`` rounds the part's position.)
     """
     height = image.shape[0]
     rows = range(resize.new_h)[crop.y0 : crop.y0 + crop.h]
@@ -220,11 +216,11 @@ def _nearest(length: int, new_length: int) -> np.ndarray:
 
 
 class ColorDistortion:
-    """SSD's color distortion with its amounts, as in Mask2Former.
+    """SSD's color distortion, as in Mask2Former, of an ``image_format`` "RGB" or "BGR".
 
     Brightness (shifted by up to 32 levels), then either contrast (0.5 to 1.5 times), saturation
     (0.5 to 1.5 times) and hue (rotated by up to 36 degrees), or saturation, hue and contrast. Each
-    of the four, and each order, has probability 0.5. ``image_format``: "RGB" or "BGR".
+    of the four, and each order, has probability 0.5.
     """
 
     def __init__(self, image_format: str) -> None:

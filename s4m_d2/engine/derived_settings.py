@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,20 +93,25 @@ class Derived:
 def derive(
     cfg: CfgNode, facts: DataFacts, machine: Machine, explicit: Collection[str]
 ) -> tuple[list[Derived], list[str]]:
-    """Set the keys that are not ``explicit`` (the user's) in a config that is not frozen.
+    """Derive the settings, each of which depends only on earlier ones, and :func:`apply` them."""
+    rules = (_sizes, _model, _batch, _iterations, _teacher_of_student, _instances, _periods)
+    found = (setting for rule in rules for setting in rule(cfg, facts, machine, explicit))
+    return apply(cfg, found, explicit)  # a rule reads what was set before it
 
-    Returns:
-        the derived settings, each of which depends only on earlier ones; the explicit keys.
-    """
-    settings, kept = [], []
-    for rule in (_sizes, _model, _batch, _iterations, _teacher_of_student, _instances, _periods):
-        for setting in rule(cfg, facts, machine, explicit):  # reads what was set before it
-            if setting.key in explicit:
-                kept.append(setting.key)
-            else:
-                cfg.merge_from_list([setting.key, setting.value])
-                settings.append(setting)
-    return settings, kept
+
+def apply(
+    cfg: CfgNode, settings: Iterable[Derived], explicit: Collection[str]
+) -> tuple[list[Derived], list[str]]:
+    """Set the keys that are not ``explicit`` (the user's) in a config that is not frozen; returns
+    these settings, and the other keys."""
+    applied, kept = [], []
+    for setting in settings:
+        if setting.key in explicit:
+            kept.append(setting.key)
+        else:
+            cfg.merge_from_list([setting.key, setting.value])
+            applied.append(setting)
+    return applied, kept
 
 
 def _up(value: float, step: int) -> int:
@@ -132,8 +137,9 @@ def _sizes(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[Derive
     short = max(1, round(facts.short_side * scale))
     if not is_lsj:
         crop = [_up(length * scale - 0.5, _SIZE_STEP) for length in (facts.height, facts.width)]
-        yield Derived("INPUT.CROP.ENABLED", True, "images have one size after it")
-        yield Derived("INPUT.CROP.TYPE", "absolute", "images have one size after it")
+        one_size = "images have one size after it"
+        yield Derived("INPUT.CROP.ENABLED", True, one_size)
+        yield Derived("INPUT.CROP.TYPE", "absolute", one_size)
         yield Derived("INPUT.CROP.SIZE", crop, why)
         edges = tuple(max(1, short * tenth // 10) for tenth in range(5, 21))
         yield Derived("INPUT.MIN_SIZE_TRAIN", edges, "0.5 to 2 times the shorter side")
@@ -255,12 +261,12 @@ def _periods(cfg, facts: DataFacts, machine, explicit) -> Iterator[Derived]:
 
 
 def suitable_tile(records: Sequence[dict]) -> tuple[int, str]:
-    """Choose the side of tiles, px, for labeled images, and the reason; 0: no tiles.
+    """Choose the side of tiles, px, for labeled images, and the reason; 0: no tiles, where the
+    median instance (the longer side of its box) is at least a sixteenth of the image's side and
+    nearly all images have at most 30 instances.
 
-    No tiles if the median instance (the longer side of its box) is at least a sixteenth of the
-    image's side and nearly all images have at most 30 instances. Otherwise tiles such that nearly
-    all have at most 12 instances, if nine tenths of the instances still fit well and tiles are
-    smaller than half of the image.
+    Nearly all tiles have at most 12 instances, if nine tenths of the instances still fit well and
+    tiles are smaller than half of the image.
     """
     records = records[:: -(-len(records) // 1000) or 1]
     sides = [max(a["bbox"][2:]) for record in records for a in targets(record)]
@@ -298,13 +304,8 @@ def data_facts(
     validation: int,
     tiling: Tiling | None = None,
 ) -> DataFacts:
-    """Compute the statistics; DatasetError if there is no image to train on.
-
-    Args:
-        train: those of the labeled images that are trained on.
-        unlabeled, validation: numbers of images.
-        tiling: tiles to use; None: :func:`suitable_tile`.
-    """
+    """Compute the statistics of ``labeled`` images, of which ``train`` are trained on, and of the
+    numbers of others; ``tiling`` None: :func:`suitable_tile`. DatasetError: ``train`` is empty."""
     images = train.records
     if not images:
         raise DatasetError("--labeled (S4M.DATA.LABELED) has no image to train on. Label some.")

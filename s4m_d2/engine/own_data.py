@@ -8,6 +8,7 @@ import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
@@ -18,15 +19,8 @@ from s4m_d2.data import splits
 from s4m_d2.data.annotations import Annotations, Findings, read_annotations, targets
 from s4m_d2.data.images import copies, list_unlabeled
 from s4m_d2.data.merging import merge_annotations
-from s4m_d2.data.splits import draw_validation, photograph
 from s4m_d2.engine.config_file import explicit_keys, load_config
-from s4m_d2.engine.derived_settings import (
-    DataFacts,
-    Derived,
-    Machine,
-    data_facts,
-    derive,
-)
+from s4m_d2.engine.derived_settings import DataFacts, Derived, Machine, apply, data_facts, derive
 from s4m_d2.engine.stages import run_config, run_folder, runs_stage
 from s4m_d2.errors import ConfigError, DatasetError, Finding, S4MError, raise_all
 from s4m_d2.files import digest, write_json
@@ -78,8 +72,8 @@ def class_lists(cfg: CfgNode) -> tuple[Sequence[str], Sequence[str]]:
     folder = os.path.join(run_folder(cfg.MODEL.WEIGHTS), FOLDER)
     if not (cfg.MODEL.WEIGHTS and is_stored(folder)):
         return (), ()
-    classes = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
-    return read_stored(folder).classes, classes or ()
+    classes = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", ())
+    return read_stored(folder).classes, classes
 
 
 def store(folder: str, stored: StoredData, train: dict) -> None:
@@ -100,10 +94,9 @@ def _here(path: str, folder: str) -> str:
 def read_stored(folder: str) -> StoredData:
     """What :func:`store` wrote; DatasetError if a file is missing or was changed."""
     try:
-        with open(os.path.join(folder, SETTINGS), encoding="utf-8") as file:
-            content = json.load(file)
-        with open(os.path.join(folder, UNLABELED), encoding="utf-8") as file:
-            content["unlabeled"] = tuple(_here(path, folder) for path in json.load(file))
+        files = (Path(folder, name).read_text("utf-8") for name in (SETTINGS, UNLABELED))
+        content, unlabeled = map(json.loads, files)
+        content["unlabeled"] = tuple(_here(path, folder) for path in unlabeled)
         if (version := content.pop("version")) != _VERSION:
             raise ValueError(f"version {version}, expected {_VERSION}")
         content["classes"] = tuple(content["classes"])
@@ -145,18 +138,16 @@ class OwnData:
 
     def findings(self) -> list[Finding]:
         """Lines of the report before training: the classes, then each derived setting."""
-        names = self.stored.classes
+        names, settings = self.stored.classes, self.stored.settings
         text = f"{len(names)} class{'es' * (len(names) > 1)}: {', '.join(names)}"
         for reason, count in self.stored.left_out.items():
             text += f"; left out of the unlabeled folder: {count:,} {reason}"
         if not self.is_new:
             text += f"; as the run began, in {os.path.relpath(self.folder)}"
-        settings = [s for s in self.stored.settings if s.key not in self.kept]
+        derived = [f"{s.key} {s.value}: {s.reason}" for s in settings if s.key not in self.kept]
+        kept = [Finding("not derived", f"set by you: {', '.join(self.kept)}")]
         lines = [Finding("own data", text, (), self.notes)]
-        lines += [Finding("derived", f"{s.key} {s.value}: {s.reason}") for s in settings]
-        if self.kept:
-            lines.append(Finding("not derived", f"set by you: {', '.join(self.kept)}"))
-        return lines
+        return lines + [Finding("derived", line) for line in derived] + kept * bool(self.kept)
 
 
 def load_run(
@@ -168,7 +159,8 @@ def load_run(
     num_processes: int = 1,
     frames_dir: str = "",
 ) -> tuple[CfgNode, OwnData | None]:
-    """The config of a run as this machine runs it, and its own data, registered in this process.
+    """The config of a run as this machine runs it, frozen, and its own data, registered in this
+    process; None where DATASETS names the data sets.
 
     Args:
         config_file, opts: as :func:`~s4m_d2.engine.config_file.load_config` takes them.
@@ -178,11 +170,7 @@ def load_run(
         num_processes: that share a batch, on all machines.
         frames_dir: of videos' frames; "": OUTPUT_DIR/data/frames, where the run keeps them.
 
-    Returns:
-        a frozen config, and None where DATASETS names the data sets.
-
-    Raises:
-        S4MError: keys, files or folders are missing, malformed or do not fit each other.
+    S4MError: keys, files or folders are missing, malformed or do not fit each other.
     """
     cfg, explicit = load_config(config_file, opts), explicit_keys(config_file, opts)
     cfg.defrost()
@@ -192,7 +180,10 @@ def load_run(
     for key in filter(cfg.S4M.DATA.get, _PATHS):
         paths = cfg.S4M.DATA[key]
         cfg.S4M.DATA[key] = _full(paths) if isinstance(paths, str) else tuple(map(_full, paths))
-    folder = _stored_folder(cfg, resume, eval_only)
+    folders = [os.path.join(cfg.OUTPUT_DIR, FOLDER)] if resume or eval_only else []
+    if eval_only and cfg.MODEL.WEIGHTS:
+        folders.insert(0, os.path.join(run_folder(cfg.MODEL.WEIGHTS), FOLDER))
+    folder = next(filter(is_stored, folders), None)
     raise_all(_key_errors(cfg, opts[::2], needs_labeled=not (eval_only and folder)))
     explicit -= {"MODEL.SEM_SEG_HEAD.NUM_CLASSES"} - {*opts[::2]}  # of a file: of other data
     if folder is None:
@@ -229,14 +220,6 @@ def _key_errors(cfg: CfgNode, overrides: Sequence[str], needs_labeled: bool) -> 
             yield ConfigError(f"{key} and S4M.DATA.LABELED (--labeled) are both given: give one.")
 
 
-def _stored_folder(cfg: CfgNode, resume: bool, eval_only: bool) -> str | None:
-    """Where the data of the run lie that is continued or evaluated; None if nowhere."""
-    folders = [os.path.join(cfg.OUTPUT_DIR, FOLDER)] if resume or eval_only else []
-    if eval_only and cfg.MODEL.WEIGHTS:
-        folders.insert(0, os.path.join(run_folder(cfg.MODEL.WEIGHTS), FOLDER))
-    return next(filter(is_stored, folders), None)
-
-
 def _image_dirs(cfg: CfgNode) -> tuple[list[str], str]:
     data = cfg.S4M.DATA
     images = data.IMAGES or tuple(map(os.path.dirname, data.LABELED))
@@ -256,11 +239,11 @@ def _drawn(labeled: Annotations, parts: Sequence[Annotations], fraction: float) 
     taken: set[str] = set()
     for record in labeled.records:
         name, key = labeled.name(record), own[record["file_name"]]
-        shown = photograph(name if key in taken else key)
+        shown = splits.photograph(name if key in taken else key)
         taken.add(key)
         names[shown].append(name)
         classes_of[shown] |= {labeled.classes[a["category_id"]] for a in targets(record)}
-    return [name for key in draw_validation(classes_of, fraction) for name in names[key]]
+    return [name for key in splits.draw_validation(classes_of, fraction) for name in names[key]]
 
 
 def _split(cfg: CfgNode) -> tuple[Annotations, Annotations, Annotations, list[str]]:
@@ -291,25 +274,27 @@ def _begin(
     """The data of a new run; derived settings go into ``cfg``."""
     data, folder = cfg.S4M.DATA, os.path.join(cfg.OUTPUT_DIR, FOLDER)
     labeled, train, validation, notes = _split(cfg)
-    held_out = sorted(validation.name(record) for record in validation.records)
+    held_out = {record["file_name"]: validation.name(record) for record in validation.records}
     unlabeled: list[str] = []
     left_out: dict[str, int] = {}
     if runs_stage(cfg, "student") and not eval_only:
         if not data.UNLABELED:
             remedy = "Name a folder of images, or train stage 1 alone: S4M.STAGE teacher."
             raise ConfigError(f"--unlabeled (S4M.DATA.UNLABELED) is missing. {remedy}")
-        paths = [record["file_name"] for record in train.records]
-        frames = frames_dir or os.path.join(folder, FRAMES)
         unlabeled, left_out = list_unlabeled(
-            data.UNLABELED, frames, data.EVERY,
-            validation=held_out, validation_dir=validation.image_root, labeled=paths,
-        )  # fmt: skip
+            data.UNLABELED,
+            frames_dir or os.path.join(folder, FRAMES),
+            data.EVERY,
+            validation=held_out,
+            labeled=[record["file_name"] for record in train.records],
+        )
     tiling = build_tiling(cfg) if "INPUT.TILE.SIZE" in explicit else None
     facts = data_facts(labeled, train, len(unlabeled), len(held_out), tiling)
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
     memory = torch.cuda.get_device_properties(0).total_memory if on_gpu else 0
     settings, kept = derive(cfg, facts, Machine(memory, num_processes), explicit)
-    has_val = bool(data.VAL or held_out)
+    notes += _notes(cfg, facts, labeled, validation, eval_only)
+    evaluated = validation if data.VAL or held_out else None
     stored = StoredData(
         classes=tuple(labeled.classes),
         settings=tuple(settings),
@@ -317,12 +302,10 @@ def _begin(
         labeled_digest=_labeled_digest(cfg),
         val_digest=digest(data.VAL),
         left_out=left_out,
-        has_val=has_val,
+        has_val=evaluated is not None,
         image_root=labeled.image_root,
     )
     truth = os.path.join(folder, EVALUATED if eval_only else VAL)
-    notes += _notes(cfg, facts, labeled, validation, eval_only)
-    evaluated = validation if has_val else None
     return OwnData(stored, train, evaluated, truth, folder, not eval_only, notes, kept)
 
 
@@ -335,10 +318,7 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
             f"The run in '{cfg.OUTPUT_DIR}' has stage 1 alone: --resume cannot go on with stage 2. "
             f"Start that in another OUTPUT_DIR: S4M.STAGE student S4M.TEACHER_WEIGHTS {weights}"
         )
-    kept = [setting.key for setting in stored.settings if setting.key in explicit]
-    for setting in stored.settings:
-        if setting.key not in kept:
-            cfg.merge_from_list([setting.key, setting.value])
+    _, kept = apply(cfg, stored.settings, explicit)
     folders, val_images = _image_dirs(cfg)
     has_changed = _labeled_digest(cfg) != stored.labeled_digest  # other files, of other folders
     images = has_changed and stored.image_root or os.path.commonpath(folders or [folder])
@@ -388,13 +368,10 @@ def _evaluation_notes(validation: Annotations | None) -> Iterator[str]:
 
 def _changes(cfg: CfgNode, stored: StoredData) -> Iterator[str]:
     data = cfg.S4M.DATA
-    for paths, known, found in (
-        (", ".join(data.LABELED), stored.labeled_digest, _labeled_digest(cfg)),
-        (data.VAL, stored.val_digest, digest(data.VAL)),
-    ):
+    labeled = ", ".join(data.LABELED), stored.labeled_digest, _labeled_digest(cfg)
+    for paths, known, found in (labeled, (data.VAL, stored.val_digest, digest(data.VAL))):
         if known and found != known:
-            stored_in = os.path.join(cfg.OUTPUT_DIR, FOLDER)
             yield (
                 f"{paths} is not what it was when the run began, which goes on with what it stored "
-                f"in {stored_in}. To use the new one, start a run in another OUTPUT_DIR."
+                f"in {cfg.OUTPUT_DIR}/{FOLDER}. To use the new one, start in another OUTPUT_DIR."
             )

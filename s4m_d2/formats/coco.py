@@ -14,8 +14,6 @@ import pycocotools.mask as mask_util
 from s4m_d2.files import atomic_write
 from s4m_d2.structures import decode_window
 
-FILE = "annotations.json"
-
 
 def write(
     rows: Callable[[], Iterable[dict]], names: Sequence[str], folder: str, image_root: str
@@ -25,7 +23,7 @@ def write(
     A mask is polygons where these draw exactly it, or else RLE. Each annotation has its "score"
     and, if SAM drew the mask, "sam_iou".
     """
-    path, keys = os.path.join(folder, FILE), ("file_name", "height", "width")
+    path, keys = os.path.join(folder, "annotations.json"), ("file_name", "height", "width")
     images = ({**{k: row[k] for k in keys}, "id": n} for n, row in enumerate(rows(), start=1))
     categories = [{"id": n, "name": name} for n, name in enumerate(names, start=1)]
     with atomic_write(path) as file:

@@ -10,8 +10,6 @@ from xml.sax.saxutils import quoteattr
 from s4m_d2.files import atomic_write
 from s4m_d2.formats.coco import mask_polygons, write_list
 
-TASKS, INTERFACE = "tasks.json", "interface.xml"
-
 
 def write(
     rows: Callable[[], Iterable[dict]], names: Sequence[str], folder: str, image_root: str
@@ -24,12 +22,12 @@ def write(
     of its instances.
     """
     labels = "".join(f"    <Label value={quoteattr(name)}/>\n" for name in names)
-    with atomic_write(os.path.join(folder, INTERFACE)) as file:
+    with atomic_write(os.path.join(folder, "interface.xml")) as file:
         file.write(
             '<View>\n  <Image name="image" value="$image"/>\n'
             f'  <PolygonLabels name="label" toName="image">\n{labels}  </PolygonLabels>\n</View>\n'
         )
-    path = os.path.join(folder, TASKS)
+    path = os.path.join(folder, "tasks.json")
     with atomic_write(path) as file:
         write_list(file, (_task(row, os.path.basename(image_root), names) for row in rows()))
         file.write("\n")

@@ -16,8 +16,6 @@ from s4m_d2.files import atomic_write
 from s4m_d2.formats.coco import are_exact, mask_polygons
 from s4m_d2.structures import decode_window
 
-VERSION = "5.5.0"  # of the format
-
 
 def write(
     rows: Callable[[], Iterable[dict]], names: Sequence[str], folder: str, image_root: str
@@ -36,7 +34,7 @@ def write(
             continue
         image = os.path.join(image_root, row["file_name"])
         content = {
-            "version": VERSION,
+            "version": "5.5.0",
             "flags": {},
             "shapes": [s for n, i in enumerate(row["instances"]) for s in _shapes(n, i, names)],
             "imagePath": os.path.relpath(image, os.path.dirname(path)),

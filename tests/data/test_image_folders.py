@@ -1,6 +1,5 @@
 """Folders of images: what is listed and what is left out, and images of the validation set."""
 
-import functools
 import os
 import socket
 
@@ -10,7 +9,10 @@ from s4m_d2.data import images
 from s4m_d2.data.images import IMAGE_EXTENSIONS, list_images, unlabeled_records
 from s4m_d2.errors import DatasetError
 
-list_unlabeled = functools.partial(images.list_unlabeled, frames_dir="frames")
+
+def list_unlabeled(folder, val_folder="", val=()):
+    validation = {f"{val_folder}/{name}": name for name in val}
+    return images.list_unlabeled(folder, "frames", validation=validation, labeled=())
 
 
 def write(folder, files):
@@ -82,15 +84,14 @@ def test_validation_images_are_recognized_by_path_or_content_never_by_stem(tmp_p
     folder = write(tmp_path / "unl", UNLABELED)
     there = {name: content for name, content in files.items() if content is not None}
     val = write(tmp_path / "val", there)
-    kept, left_out = list_unlabeled(folder, validation=list(files), validation_dir=val)
+    kept, left_out = list_unlabeled(folder, val, files)
     assert set(kept) == set(UNLABELED) - expected
     assert sum(left_out.values()) == len(expected)
 
 
 def test_validation_images_in_the_folder_itself_are_left_out_but_never_all(tmp_path):
     folder = write(tmp_path, {"labeled/1.png": b"A", "labeled/2.png": b"B", "more/1.png": b"C"})
-    in_folder = functools.partial(list_unlabeled, folder, validation_dir=f"{folder}/labeled")
-    kept, _ = in_folder(validation=["1.png"])
+    kept, _ = list_unlabeled(folder, f"{folder}/labeled", ["1.png"])
     assert kept == ["labeled/2.png", "more/1.png"]
     with pytest.raises(DatasetError, match="all of them labeled or in the validation"):
-        in_folder(validation=["1.png", "2.png", "../more/1.png"])
+        list_unlabeled(folder, f"{folder}/labeled", ["1.png", "2.png", "../more/1.png"])

@@ -19,18 +19,16 @@ def part(tmp_path):
 
     def make(name, categories, images):
         folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
         content = {"images": [], "annotations": []}
         content["categories"] = [{"id": n, "name": c} for c, n in categories.items()]
         for number, (file, (color, classes)) in enumerate(images.items(), start=7):
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (40, 30), color).save(folder / file)
-            row = {"id": number, "file_name": file, "height": 30, "width": 40}
-            content["images"].append(row)
-            content["annotations"] += [
-                {"image_id": number, "category_id": categories[c], "bbox": [0, 0, 9, 9], "id": i,
-                 "segmentation": [[i, 0, i + 9, 0, i + 9, 9, i, 9]]}
-                for i, c in enumerate(classes, start=len(content["annotations"]))
-            ]  # fmt: skip
+            content["images"].append({"id": number, "file_name": file})
+            for i, c in enumerate(classes):
+                square = {"segmentation": [[i, 0, i + 9, 0, i + 9, 9, i, 9]]}
+                row = {"image_id": number, "category_id": categories[c], **square}
+                content["annotations"].append(row)
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
         return read_annotations(str(tmp_path / f"{name}.json"), str(folder))
 

@@ -175,11 +175,12 @@ def test_bad_choices_of_labels(tmp_path):
         (["toyscapes_train", "coco_2017_train"], "x\n", 0, ConfigError, "toyscapes_train, coco_2"),
         (["toyscapes_train"], None, 3, ConfigError, "'toyscapes_train'"),
         (["toyscapes_train"], "", 0, DatasetError, "list.txt"),
-        (["toyscapes_trian"], "x\n", 0, DatasetError, "'toyscapes_trian'"),
+        (["toyscapes_trian"], "x\n", 0, DatasetError, "'toyscapes_trian' is not registered"),
     ):
         path.write_text(content or "")
         with pytest.raises(error, match=message):
-            labeled_dataset_names(names, "" if content is None else str(path), seed)
+            for name in labeled_dataset_names(names, "" if content is None else str(path), seed):
+                DatasetCatalog.get(name)
 
 
 def test_a_draw_is_the_same_on_every_machine():

@@ -4,14 +4,12 @@ import math
 
 import pytest
 import torch
-from data_scenes import scene
-from detectron2.config import get_cfg
 from hypothesis import given
 from hypothesis import strategies as st
 from seeds import seeded
+from test_transforms import config
 from torchvision.transforms import functional as F
 
-from s4m_d2.config import add_s4m_config
 from s4m_d2.data import StrongView
 
 RANGES = [(0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-0.1, 0.1)]
@@ -29,24 +27,23 @@ def strong_view(**changes):
     return StrongView(**{**settings, **changes})
 
 
-def image_tensor():
-    return torch.from_numpy(scene(2)[0]).permute(2, 0, 1).contiguous()
+def noise(size, seed):
+    return torch.randint(0, 256, (3, *size), generator=seeded(seed), dtype=torch.uint8)
 
 
 @given(st.integers(0, 2**63 - 1))
 def test_the_strong_view_always_draws_as_often(seed):
     never, always = seeded(seed), seeded(seed)
     for generator, p in ((never, 0.0), (always, 1.0)):
-        strong_view(jitter_prob=p, grayscale_prob=p, blur_prob=p)(image_tensor(), generator)
+        strong_view(jitter_prob=p, grayscale_prob=p, blur_prob=p)(noise((32, 64), 0), generator)
     assert torch.equal(never.get_state(), always.get_state())
 
 
 def test_the_strong_view_reads_its_config_and_without_steps_is_a_copy():
-    cfg = get_cfg()
-    add_s4m_config(cfg)
+    cfg = config()
     for step in ("JITTER", "GRAYSCALE", "BLUR"):
         cfg.S4M.STRONG_VIEW[f"{step}_PROB"] = 0.0
-    image = image_tensor()
+    image = noise((32, 64), 0)
     same = StrongView(cfg)(image, seeded(0))
     assert torch.equal(same, image) and same.data_ptr() != image.data_ptr()
 
@@ -70,10 +67,6 @@ def literally(image, generator):
         kernel = [2 * min(reach, side - 1) + 1 for side in (image.shape[2], image.shape[1])]
         image = F.gaussian_blur(image, kernel, [sigma, sigma])
     return image
-
-
-def noise(size, seed):
-    return torch.randint(0, 256, (3, *size), generator=seeded(seed), dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("size", [(48, 64), (3, 7)])

@@ -21,7 +21,6 @@ from s4m_d2.data.transforms import (
     apply_geometry,
     build_geometry,
     seeded_numpy,
-    source_pixels,
     transform_image,
 )
 from s4m_d2.errors import ConfigError
@@ -79,16 +78,12 @@ def described(transforms):
 @pytest.mark.parametrize("name", GEOMETRIES)
 @settings(max_examples=40, deadline=None)
 @given(size=st.tuples(st.integers(12, 90), st.integers(12, 90)), seed=st.integers(0, 2**31))
-def test_views_and_masks_are_those_of_whole_images(name, size, seed):
+def test_views_are_those_of_whole_images(name, size, seed):
     image = noise(*size, seed)
     view, transforms = apply_geometry(GEOMETRIES[name], image, seed)
     expected, slow = detectron2_s(GEOMETRIES[name], image, seed)
     assert described(transforms.transforms) == described(slow.transforms)
     assert np.array_equal(view, expected)
-
-    labels = noise(*size, seed + 1)[..., 0]
-    rows, columns = source_pixels(transforms, size)
-    assert np.array_equal(labels[rows][:, columns], slow.apply_segmentation(labels))
 
 
 @pytest.mark.parametrize("new_size", [(614, 1228), (1331, 2662), (2048, 4096)])
@@ -139,7 +134,7 @@ def as_rle(mask, text):
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["known", "foreign"])
-@pytest.mark.parametrize("name", ["Cityscapes", "COCO", "vertical"])
+@pytest.mark.parametrize("name", GEOMETRIES)
 def test_masks_are_resampled_as_each_alone(name, padded):
     size = (41, 67)
     for seed, kind in product(range(6), ("text", "counts")):
@@ -156,14 +151,12 @@ def test_masks_are_resampled_as_each_alone(name, padded):
 
 
 def test_large_scale_jitter_returns_content_only():
-    """Each side is that of the resized image, at most the crop's; nothing is padded."""
     image = np.full((HEIGHT, WIDTH, 3), 77, dtype=np.uint8)
     geometry = build_geometry(config(DATASET_MAPPER_NAME="coco_instance_lsj", IMAGE_SIZE=40))
     views = [apply_geometry(geometry, image, seed)[0] for seed in range(20)]
-    assert all((view == 77).all() for view in views)
-    sizes = {view.shape[:2] for view in views}
-    assert all(h <= 40 and (w == 40 or w < 40 and abs(w - 2 * h) <= 1) for h, w in sizes)
-    assert {width < 40 for _, width in sizes} == {True, False}
+    assert all((view == 77).all() for view in views)  # nothing is padded
+    assert {view.shape[1] < 40 for view in views} == {True, False}
+    assert max(map(max, (view.shape for view in views))) == 40
 
 
 def test_settings_out_of_range_are_named():
