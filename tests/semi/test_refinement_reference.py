@@ -166,7 +166,7 @@ def random_answer(selection, seed, broken):
     if broken != 0:
         ious[draws[0] < 0.3] = broken
         logits[..., 5, 7][draws[1] < 0.3] = broken
-    return PromptOutput(logits, ious, None)
+    return PromptOutput(logits, ious)
 
 
 def assert_same_instances(labels, expected):
@@ -210,7 +210,7 @@ def test_a_batch_equals_the_rules_applied_instance_by_instance(
     largest = [abs(values.max()) for of_image in of_teacher for values in of_image]
     assume(min([*largest, *(of_image.margin for of_image in expected)]) > NEAR_ZERO)
     backend.tries = [[answers[i][k] for i in active] for k in range(tries)]
-    options = {"mask_thresh": thresh, "min_agreement": least, "tries": tries}
+    options = {"min_agreement": least, "tries": tries}
     images = torch.arange(len(sizes)).view(-1, 1, 1, 1).expand(-1, 3, *CANVAS)
     refined = PointRefiner(backend=backend, **options)(selections, images, sizes)
     if active:
@@ -222,7 +222,7 @@ def test_a_batch_equals_the_rules_applied_instance_by_instance(
     assert refined.predicted_ious.tolist() == ious
     assert refined.num_fallbacks == sum(of_image.fallbacks for of_image in expected)
 
-    plain = TeacherMasks(mask_thresh=thresh)(selections, images, sizes)
+    plain = TeacherMasks()(selections, images, sizes)
     for labels, selection, values in zip(
         drop_empty(plain.labels), selections, of_teacher, strict=True
     ):
@@ -240,7 +240,7 @@ def test_an_instance_that_neither_sam_nor_the_teacher_has_at_image_size_is_dropp
     selection = Selection(PseudoLabels(torch.arange(3), masks > 0, scores), masks, (8.0, 10.0), {})
     logits = torch.full((3, 3, LOW_RES, LOW_RES), -1.0)
     logits[2, 1, 20:40, 10:30] = 1.0
-    backend.tries = [[PromptOutput(logits, torch.tensor([[0.1, 0.9, 0.2]] * 3), None)]]
+    backend.tries = [[PromptOutput(logits, torch.tensor([[0.1, 0.9, 0.2]] * 3))]]
     refined = PointRefiner(backend=backend)([selection], torch.zeros(1, 3, 32, 40), [(32, 40)])
     assert refined.num_fallbacks == 2 and len(refined.predicted_ious) == 3
     [labels] = drop_empty(refined.labels)

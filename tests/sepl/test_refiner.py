@@ -140,14 +140,13 @@ def test_images_are_encoded_once_and_shown_as_they_are_without_padding():
 
 
 def test_the_config_selects_it_with_its_settings():
-    cfg = load_config("", ["S4M.REFINE.METHOD", "sepl", "S4M.PSEUDO_LABEL.MASK_THRESH", "0.8"])
+    cfg = load_config("", ["S4M.REFINE.METHOD", "sepl"])
     settings = {"POINTS_PER_SIDE": 7, "PRED_IOU_THRESH": 0.6, "STABILITY_SCORE_THRESH": 0.5}
     settings |= {"BOX_NMS_THRESH": 0.4, "MIN_MASK_REGION_AREA": 9}
     cfg.S4M.REFINE.SEPL.update(settings | {"O_S_THRESH": 0.4, "O_P_THRESH": 0.9})
     refiner = build_refiner(cfg, Scripted({}))
     assert isinstance(refiner, SEPLRefiner)
     assert refiner.thresholds == {"o_s_thresh": 0.4, "o_p_thresh": 0.9}
-    assert refiner.logit_thresh == pytest.approx(np.log(4))
     chosen = refiner.automatic_masks.settings
     assert {key: getattr(chosen, key.lower()) for key in settings} == settings
 

@@ -20,7 +20,7 @@ from s4m_d2.semi.arp import ARP
 from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.semi.filters import ClassThresholds, drop_duplicates, drop_low_quality, mask_quality
 from s4m_d2.semi.pseudo_labels import Selection, select_pseudo_labels
-from s4m_d2.semi.refinement import Refinement, build_refiner, logit, teacher_doubts
+from s4m_d2.semi.refinement import Refinement, build_refiner
 from s4m_d2.structures import PseudoLabels, drop_empty, sample_generators
 from s4m_d2.transfers import to_device
 
@@ -61,7 +61,7 @@ class PseudoLabeling:
         class_thresholds: the scores' thresholds by class; None: ``score_thresh``.
         mask_quality_thresh: labels with a lower :func:`mask_quality` are dropped; 0.0: none.
         label_weight: weight labels in the losses by that quality.
-        pixel_weight: weight pixels in the losses by :func:`teacher_doubts`.
+        pixel_weight: weight pixels in the losses by :meth:`Selection.doubts_at`.
     """
 
     @configurable
@@ -195,10 +195,9 @@ class PseudoLabeling:
         pairs = list(zip(refinement.labels, selections, strict=True))
         drops_duplicates = min(self.duplicate_iou, self.duplicate_overlap) < 1.0
         if self.label_weight or self.mask_quality_thresh > 0 or drops_duplicates:
-            thresh = logit(self.selection["mask_thresh"])
-            pairs = [(replace(x, quality=mask_quality(s, x, thresh)), s) for x, s in pairs]
+            pairs = [(replace(x, quality=mask_quality(s, x)), s) for x, s in pairs]
         if self.pixel_weight:
-            pairs = [(replace(x, doubts=teacher_doubts(s, x.image_size)), s) for x, s in pairs]
+            pairs = [(replace(x, doubts=s.doubts_at(x.image_size)), s) for x, s in pairs]
         labels = drop_empty([of_image for of_image, _ in pairs])
         count = sum(map(len, labels))
         if self.mask_quality_thresh > 0:  # first: else it could replace a better duplicate
