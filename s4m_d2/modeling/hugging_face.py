@@ -16,7 +16,7 @@ from detectron2.modeling import ResNet
 from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError, first_names
-from s4m_d2.modeling.timm_backbone import renamed
+from s4m_d2.pretrained import renamed
 
 TOLERANCE = 1e-4  # of logits, as a share of the largest one if that is above 1
 _SIZE = 224, 352  # of the random image that is compared: no multiples of Swin's windows

@@ -8,17 +8,16 @@ weights fit. The package is optional (``s4m_d2[sam2]``) and is imported where a 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from s4m_d2.errors import ConfigError
+from s4m_d2.pretrained import import_optional
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.checkpoint import check_model_type, load_sam
-from s4m_d2.sam.point_prompts import Frame, PointPromptBackend, build_compute_options
+from s4m_d2.sam.point_prompts import Frame, PointPromptBackend
 
 IMAGE_SIDE = 1024
 EMBED_DIM = 256
@@ -112,20 +111,12 @@ def sam2(cfg: Any) -> Sam2Backend:
     """Build the published model of ``cfg.S4M.SAM``, of SAM 2 or 2.1."""
     model_type = cfg.S4M.SAM.MODEL_TYPE
     check_model_type("sam2", model_type)
-    try:
-        import_module("sam2")
-    except ModuleNotFoundError as error:
-        if error.name not in ("sam2", "hydra"):  # installed but broken: show its own error
-            raise
-        raise ConfigError(
-            "S4M.SAM.BACKEND sam2 needs the package sam2, which is not installed here. With "
-            'PyTorch 2.5.1 or newer: pip install "s4m_d2[sam2]" (add --no-build-isolation, and its '
-            "build does not download another PyTorch)"
-        ) from None
+    hint = " (PyTorch 2.5.1 or newer; --no-build-isolation: pip downloads no other one to build it)"
+    import_optional("sam2", "S4M.SAM.BACKEND sam2", needs="hydra", hint=hint)
     sam = load_sam(
         lambda: build_sam2_image_model(SIZES[model_type]),
         cfg.S4M.SAM.CHECKPOINT,
         model_type,
         ignored=VIDEO_ONLY,
     )
-    return Sam2Backend(sam.to(cfg.MODEL.DEVICE), **build_compute_options(cfg))
+    return Sam2Backend.of_config(cfg, sam)

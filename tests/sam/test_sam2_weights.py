@@ -1,9 +1,8 @@
-"""Building SAM 2 from a config: published sizes and files, and what is said where they lack."""
+"""Building SAM 2 from a config: published sizes and files."""
 
 from __future__ import annotations
 
 import inspect
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ import torch
 import yaml
 from sam_cases import SMALL_HIERA, config, needs_sam2
 
-from s4m_d2.errors import ConfigError
 from s4m_d2.sam import build_sam_backend
 from s4m_d2.sam import sam2 as sam2_backend
 from s4m_d2.sam.sam2 import SIZES, VIDEO_ONLY, build_sam2_image_model
@@ -81,26 +79,3 @@ def test_a_file_of_either_version_loads(version, tmp_path, monkeypatch):
     for name, value in theirs.state_dict().items():
         assert name.startswith(VIDEO_ONLY) or torch.equal(ours[name], value)
     assert all(name in theirs.state_dict() for name in ours)
-
-
-def forget_sam2(monkeypatch):
-    for name in [name for name in sys.modules if name.partition(".")[0] == "sam2"]:
-        monkeypatch.delitem(sys.modules, name)
-
-
-@pytest.mark.parametrize("missing", ["sam2", pytest.param("hydra", marks=needs_sam2)])
-def test_without_the_package_the_error_says_how_to_install_it(missing, monkeypatch):
-    """Hydra is what the package imports."""
-    forget_sam2(monkeypatch)
-    monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ConfigError, match=r'pip install "s4m_d2\[sam2\]"'):
-        build()
-
-
-def test_a_broken_package_shows_its_own_error(monkeypatch, tmp_path):
-    (tmp_path / "sam2").mkdir()
-    (tmp_path / "sam2" / "__init__.py").write_text("import no_such_extension")
-    forget_sam2(monkeypatch)
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="no_such_extension"):
-        build()
