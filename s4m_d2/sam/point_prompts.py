@@ -285,12 +285,12 @@ def _group_prompts(labels: Sequence[np.ndarray], max_prompts: int) -> list[tuple
     order = np.argsort(kinds == PADDING_LABEL, axis=1, kind="stable")  # padding last
     kinds, points = (np.take_along_axis(x, order, axis=1) for x in (kinds, points))
     lengths = (kinds != PADDING_LABEL).sum(axis=1)
-    with_box = (kinds == BOX_LABELS[0]).any(axis=1)
+    alike = 2 * lengths + (kinds == BOX_LABELS[0]).any(axis=1)
     groups: list[tuple[np.ndarray, ...]] = []
-    for length, has_box in sorted(set(zip(lengths.tolist(), with_box.tolist(), strict=True))):
-        found = np.flatnonzero((lengths == length) & (with_box == has_box))
+    for value in np.unique(alike):
+        found = np.flatnonzero(alike == value)
         for start in range(0, len(found), max_prompts):
-            rows = found[start : start + max_prompts]
+            rows, length = found[start : start + max_prompts], value // 2
             groups.append((rows, images[rows], points[rows, :length], kinds[rows, :length]))
     return groups
 
