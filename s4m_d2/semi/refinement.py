@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ REFINER_REGISTRY.__doc__ = """Builders ``(cfg, backend) -> refiner`` of pseudo-l
 
 PROMPTS = ("points", "box", "both")  # values of S4M.REFINE.PROMPT
 AUTO_PROMPT = "auto"  # another value: chosen by the gate; points until then
+PREDICTED_IOU, FALLBACKS = "refinement/predicted_iou", "refinement/fallbacks"  # as logged
 NO_MASK = -1e3  # logit of an empty mask, below any threshold
 MAX_PROMPT_LOGIT = 32.0  # of SAM's mask prompt, as SAM 2 clamps its own
 MAX_GAP = 80.0  # largest difference to a mask's highest logit, so that no weight inside is zero
@@ -41,12 +43,9 @@ class Refinement:
     """Pseudo-labels at image size."""
 
     labels: list[PseudoLabels]  #: of each image, (N, H, W) masks of its content; may be empty
-    predicted_ious: Tensor  #: of SAM's masks, all images together; empty without SAM
-    #: instances that keep the teacher's mask: SAM's is empty, not finite or agrees too little
-    num_fallbacks: int = 0
-    num_instances: int | None = None  #: of how many; None: as many as ``predicted_ious``
-    num_low_quality: int | None = None  #: dropped masks of low quality; None: not searched
-    num_duplicates: int | None = None  #: dropped duplicates; None: not searched
+    #: to log, numbers or 0-dim tensors on the device: the mean of SAM's predicted IoUs, and the
+    #: share of instances that keep the teacher's mask
+    stats: dict[str, float | Tensor] = field(default_factory=dict)
 
 
 class TeacherMasks:
@@ -60,12 +59,12 @@ class TeacherMasks:
         image_sizes: Sequence[tuple[int, int]],
         generators: Sequence[Generator] | None = None,
     ) -> Refinement:
-        """See :class:`PointRefiner`; of ``images`` only the device is used."""
+        """See :class:`PointRefiner`; ``images`` and ``generators`` are not used."""
         labels = [
             selection.labels.with_masks(selection.masks_at(size))
             for selection, size in zip(selections, image_sizes, strict=True)
         ]
-        return Refinement(labels, predicted_ious=torch.zeros(0, device=images.device))
+        return Refinement(labels)
 
 
 class PointRefiner:
@@ -136,17 +135,17 @@ class PointRefiner:
         labels = [PseudoLabels.empty(size, images.device) for size in image_sizes]
         active = [i for i, selection in enumerate(selections) if len(selection.labels)]
         if not active:
-            return Refinement(labels, torch.zeros(0, device=images.device))
+            return Refinement(labels)
         chosen, sizes = [selections[i] for i in active], [image_sizes[i] for i in active]
         encoded = self.backend.encode(images[to_device(active, images.device)], sizes)
         draws = [generators[i] for i in active] if generators else [None] * len(active)
         best = self._ask(encoded, chosen, draws)
-        predicted = torch.cat([ious for _, ious in best])
+        stats: dict[str, Any] = {PREDICTED_IOU: torch.cat([ious for _, ious in best]).mean()}
         masks = [self._upscaled(*of_image) for of_image in zip(best, sizes, strict=True)]
         used = to_host(*map(self._used_areas, chosen, masks))
         for i, of_image, (_, ious), areas in zip(active, masks, best, used, strict=True):
             labels[i] = self._labels(selections[i], of_image, ious, areas)
-        return Refinement(labels, predicted, sum(int((areas == 0).sum()) for areas in used))
+        return Refinement(labels, stats | {FALLBACKS: float(np.mean(np.concatenate(used) == 0))})
 
     def _upscaled(self, best: tuple[Tensor, Tensor], size: tuple[int, int]) -> Tensor:
         parts = best[0].split(MASKS_AT_ONCE)

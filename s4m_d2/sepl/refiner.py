@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
 from s4m_d2.semi.pseudo_labels import Selection
-from s4m_d2.semi.refinement import REFINER_REGISTRY, Refinement
+from s4m_d2.semi.refinement import FALLBACKS, PREDICTED_IOU, REFINER_REGISTRY, Refinement
 from s4m_d2.sepl.rule import O_P_THRESH, O_S_THRESH, assign_masks
 from s4m_d2.structures import PseudoLabels, dense_overlaps, mask_areas
 from s4m_d2.transfers import to_device, to_host
@@ -68,7 +68,7 @@ class SEPLRefiner:
         generators: Sequence[Generator] | None = None,
     ) -> Refinement:
         """See :class:`~s4m_d2.semi.PointRefiner`; ``generators`` are not used, masks may be empty,
-        and ``predicted_ious`` are those of the selected masks."""
+        and predicted IoUs are those of the selected masks."""
         labels = [PseudoLabels.empty(size, images.device) for size in image_sizes]
         active = [i for i, selection in enumerate(selections) if len(selection.labels)]
         ious: list[float] = []
@@ -88,7 +88,8 @@ class SEPLRefiner:
             instances += len(masks)
             fallbacks += len(masks) - redrawn
         predicted = to_device(np.array(ious, dtype=np.float32), images.device)
-        return Refinement(labels, predicted, fallbacks, instances)
+        stats: dict[str, Any] = {PREDICTED_IOU: predicted.mean()} if ious else {}
+        return Refinement(labels, stats | ({FALLBACKS: fallbacks / instances} if active else {}))
 
     def _redraw(
         self, selection: Selection, size: tuple[int, int], records: Sequence[Mapping[str, Any]]

@@ -199,15 +199,16 @@ class PseudoLabeling:
         if self.pixel_weight:
             pairs = [(replace(x, doubts=s.doubts_at(x.image_size)), s) for x, s in pairs]
         labels = drop_empty([of_image for of_image, _ in pairs])
-        count = sum(map(len, labels))
+        count, stats = sum(map(len, labels)), dict(refinement.stats)
         if self.mask_quality_thresh > 0:  # first: else it could replace a better duplicate
             labels = drop_low_quality(labels, self.mask_quality_thresh)
-            refinement = replace(refinement, num_low_quality=count - sum(map(len, labels)))
-            count = sum(map(len, labels))
+            dropped, count = count - sum(map(len, labels)), sum(map(len, labels))
+            stats["pseudo_labels/low_quality_per_image"] = dropped / len(labels)
         if drops_duplicates:
             labels = drop_duplicates(labels, self.duplicate_iou, self.duplicate_overlap)
-            refinement = replace(refinement, num_duplicates=count - sum(map(len, labels)))
-        return replace(refinement, labels=labels)
+            dropped = count - sum(map(len, labels))
+            stats["pseudo_labels/duplicates_per_image"] = dropped / len(labels)
+        return Refinement(labels, stats)
 
 
 def label_statistics(
@@ -223,13 +224,4 @@ def label_statistics(
         "pseudo_labels/per_image_after_arp": sum(map(len, after_arp)) / images,
     }
     stats |= {f"pseudo_labels/{name}": value / queries for name, value in totals.items()}
-    if refinement.num_low_quality is not None:
-        stats["pseudo_labels/low_quality_per_image"] = refinement.num_low_quality / images
-    if refinement.num_duplicates is not None:
-        stats["pseudo_labels/duplicates_per_image"] = refinement.num_duplicates / images
-    if len(refinement.predicted_ious):
-        stats["refinement/predicted_iou"] = refinement.predicted_ious.mean()
-    count = refinement.num_instances
-    if count := len(refinement.predicted_ious) if count is None else count:
-        stats["refinement/fallbacks"] = refinement.num_fallbacks / count
-    return stats
+    return stats | refinement.stats

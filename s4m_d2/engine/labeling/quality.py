@@ -116,7 +116,7 @@ class QualityMeasurement:
         with torch.autocast(device, self.precision, enabled=self.precision is not None):
             [selection], refinement = labeling.label([sample])
         masks = selection.masks_at(truth.image_size)
-        unrefined = Refinement([selection.labels.with_masks(masks)], selection.labels.scores[:0])
+        unrefined = Refinement([selection.labels.with_masks(masks)])
         before = labeling.judge([selection], unrefined)
         labels = {BEFORE: before.labels[0], AFTER: refinement.labels[0]}
         area = sample["height"] * sample["width"] / math.prod(truth.image_size)
