@@ -178,8 +178,8 @@ class S4MMaskFormer(nn.Module):
         images = self._normalized(batched_inputs)
         features, aux_outputs = self.backbone(images.tensor), self.criterion.deep_supervision
         outputs = self.sem_seg_head(features, aux_outputs=aux_outputs)
-        of_batch = images.tensor.shape[-2:], self.sem_seg_head.num_classes, self.device
-        targets = [prepare_target(sample, *of_batch) for sample in batched_inputs]
+        size = images.tensor.shape[-2:]
+        targets = [prepare_target(sample, size, self.device) for sample in batched_inputs]
         generators = sample_generators(batched_inputs, "loss_points", self.device)
         losses = self.criterion(outputs, targets, generators)
         if self.distillation is not None:
@@ -215,15 +215,13 @@ class S4MMaskFormer(nn.Module):
         return ImageList.from_tensors(images, padding_constraints=constraints)
 
 
-def prepare_target(
-    sample: Sample, size: Sequence[int], num_classes: int, device: torch.device
-) -> dict[str, Tensor]:
+def prepare_target(sample: Sample, size: Sequence[int], device: torch.device) -> dict[str, Tensor]:
     """Make the criterion's target of an image.
 
     Args:
-        sample: with "instances": ``gt_classes`` (N,) below ``num_classes`` and ``gt_masks``
-            (BitMasks or an (N, H, W) tensor at the image's size; may be missing if N is 0), and
-            optionally ``gt_weights`` (N,) and ``gt_doubts`` (N, H, W), see the criterion.
+        sample: with "instances": ``gt_classes`` (N,) and ``gt_masks`` (BitMasks or an (N, H, W)
+            tensor at the image's size; may be missing if N is 0), and optionally ``gt_weights``
+            (N,) and ``gt_doubts`` (N, H, W), see the criterion.
         size: (H, W) of the padded batch.
 
     Returns:
@@ -232,8 +230,7 @@ def prepare_target(
 
     Raises:
         InputError: instances are missing, or their masks have another type.
-        DatasetError: a class id is out of range, or sizes or numbers disagree. Ids on a GPU are
-            checked by the matcher, which avoids a synchronization here.
+        DatasetError: sizes or numbers disagree. Class ids are checked by the matcher.
     """
     name = str(sample.get("file_name", sample.get("image_id", "<unnamed image>")))
     if "instances" not in sample:
@@ -242,23 +239,16 @@ def prepare_target(
             "(INPUT.DATASET_MAPPER_NAME)"
         )
     instances = sample["instances"]
-    labels = instances.gt_classes.to(torch.int64)
-    bad = (labels < 0) | (labels >= num_classes)
-    if labels.device.type == "cpu" and bad.any():
-        raise DatasetError(
-            f"{name}: class id {int(labels[bad][0])} is out of range 0..{num_classes - 1}; check "
-            "the annotations' categories and MODEL.SEM_SEG_HEAD.NUM_CLASSES"
-        )
-    target = {"labels": labels, "masks": _masks(instances, sample["image"].shape[-2:], name)}
-    fields = instances.get_fields()
-    target |= {key: fields[f"gt_{key}"] for key in ("weights", "doubts") if f"gt_{key}" in fields}
     height, width = sample["image"].shape[-2:]
+    masks, labels = _masks(instances, (height, width), name), instances.gt_classes.to(torch.int64)
+    target, fields = {"labels": labels, "masks": masks}, instances.get_fields()
+    target |= {key: fields[f"gt_{key}"] for key in ("weights", "doubts") if f"gt_{key}" in fields}
     padding = 0, size[1] - width, 0, size[0] - height
     moved = {key: to_device(value, device) for key, value in target.items()}
     return {key: F.pad(x, padding) if x.ndim == 3 else x for key, x in moved.items()}
 
 
-def _masks(instances: Instances, size: torch.Size, name: str) -> Tensor:
+def _masks(instances: Instances, size: tuple[int, int], name: str) -> Tensor:
     masks = instances.get_fields().get("gt_masks")
     if masks is None and not len(instances):
         return torch.zeros((0, *size), dtype=torch.bool)
@@ -271,7 +261,7 @@ def _masks(instances: Instances, size: torch.Size, name: str) -> Tensor:
     if tuple(masks.shape) != (len(instances), *size):
         raise DatasetError(
             f"{name}: masks {tuple(masks.shape)} do not fit {len(instances)} instances on an image "
-            f"of {tuple(size)}; the annotation belongs to another image or size"
+            f"of {size}; the annotation belongs to another image or size"
         )
     return masks.bool()
 
@@ -280,8 +270,6 @@ def _check_supported(cfg) -> None:
     for key, wanted in {"SEMANTIC_ON": False, "PANOPTIC_ON": False, "INSTANCE_ON": True}.items():
         found, expected = cfg.MODEL.MASK_FORMER.TEST[key], f"{wanted}: instance segmentation only"
         require(f"MODEL.MASK_FORMER.TEST.{key}", found, found == wanted, expected)
-    order = cfg.INPUT.FORMAT
-    require("INPUT.FORMAT", order, order in ("RGB", "BGR"), "'RGB' or 'BGR'")
 
 
 @register_if_free
