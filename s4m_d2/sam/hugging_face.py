@@ -232,4 +232,4 @@ def _read_pixels(folder: Path) -> Pixels | None:
 def transformers(cfg: Any) -> TransformersBackend:
     """Build the model of ``cfg.S4M.SAM.CHECKPOINT``; MODEL_TYPE does not count."""
     sam, pixels = load_model(cfg.S4M.SAM.CHECKPOINT)
-    return TransformersBackend.of_config(cfg, sam, pixels)
+    return TransformersBackend.build_from_config(cfg, sam, pixels)

@@ -109,7 +109,7 @@ class PointPromptBackend(SamBackend):
         self._budget = ImageBudget(max_images)
 
     @classmethod
-    def of_config(cls, cfg: Any, sam: Any, *args: Any) -> Any:
+    def build_from_config(cls, cfg: Any, sam: Any, *args: Any) -> Any:
         """Build from a loaded model, on MODEL.DEVICE, with the options of ``cfg.S4M.SAM``."""
         keys = "MAX_PROMPTS", "MAX_IMAGES", "PRECISION"
         options: dict[str, Any] = {key.lower(): cfg.S4M.SAM[key] for key in keys}

@@ -100,4 +100,4 @@ def sam2(cfg: Any) -> Sam2Backend:
     check_model_type("sam2", model_type)
     build = partial(build_sam2_image_model, published_settings(model_type))
     sam = load_sam(build, cfg.S4M.SAM.CHECKPOINT, model_type, ignored=VIDEO_ONLY)
-    return Sam2Backend.of_config(cfg, sam)
+    return Sam2Backend.build_from_config(cfg, sam)

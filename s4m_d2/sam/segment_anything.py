@@ -165,7 +165,7 @@ def build_tiny_sam() -> Sam:
 
 def _backend(cfg: Any, *source: Any, **options: Any) -> SegmentAnythingBackend:
     """Of what :func:`load_sam` loads."""
-    return SegmentAnythingBackend.of_config(cfg, load_sam(*source, **options))
+    return SegmentAnythingBackend.build_from_config(cfg, load_sam(*source, **options))
 
 
 @SAM_BACKEND_REGISTRY.register()

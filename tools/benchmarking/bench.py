@@ -150,7 +150,7 @@ def build_sam(cfg):
     for parameter in sam.parameters():
         if not parameter.abs().max():  # positions and biases of attention start at 0
             nn.init.normal_(parameter, std=0.02)
-    return SegmentAnythingBackend.of_config(cfg, sam)
+    return SegmentAnythingBackend.build_from_config(cfg, sam)
 
 
 class OtherBackend:
