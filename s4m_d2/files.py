@@ -1,4 +1,4 @@
-"""Atomic writes, lines of names and of JSON, digests of files, and errors of damaged files."""
+"""Atomic writes, lines of names and of JSON, digests of files."""
 
 from __future__ import annotations
 
@@ -18,12 +18,6 @@ from s4m_d2.errors import DatasetError, OutputError
 _DISK_ERRORS = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EISDIR)
 )
-
-
-def refused_object(error: BaseException) -> str:
-    """Name of the Python object that a reader of weights refused to create; "": another error."""
-    names = re.findall(r"(?:GLOBAL|it asks for) (\S+)", str(error))
-    return names[0] if names else ""
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:

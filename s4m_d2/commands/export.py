@@ -26,7 +26,6 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from s4m_d2.engine.checkpointing.checkpoint import read_weight_file
 from s4m_d2.engine.checkpointing.weight_names import BRANCHES, model_weights
 from s4m_d2.engine.command.arguments import command_parser, model_config
 from s4m_d2.engine.command.launch import exit_status
@@ -37,6 +36,7 @@ from s4m_d2.files import atomic_write
 from s4m_d2.modeling.hugging_face import save_pretrained
 from s4m_d2.modeling.onnx_file import write_onnx
 from s4m_d2.modeling.timm_backbone import to_mask2former_names
+from s4m_d2.pretrained import read_weight_file
 
 HEAD = "sem_seg_head"
 # By --format: endings of the file; (): a folder.

@@ -70,7 +70,6 @@ class StructuralDistillation:
         require("S4M.DISTILL.NUM_POINTS", num_points, num_points >= 1, "1 or more")
         require("S4M.DISTILL.FOREGROUND_FRACTION", share, 0 <= share <= 1, "a number in [0, 1]")
         require("S4M.DISTILL.HUBER_DELTA", huber_delta, huber_delta > 0, "more than 0")
-        require("S4M.SAM.MAX_PROMPTS", max_prompts, max_prompts >= 1, "1 or more")
         self.backend = backend
         self.weight = weight
         self.num_points = num_points
@@ -158,11 +157,9 @@ class StructuralDistillation:
         chunk = max(1, self.max_prompts // len(images))
         maps = []
         for points, places in zip(query.split(chunk, 1), anchors.split(chunk, 1), strict=True):
-            outputs = self.backend.prompt(
-                encoded, list(points[:, :, None]), None, masks=False, features=True
-            )
-            pairs = zip(outputs, places[:, :, None], strict=True)
-            maps.append(torch.stack([similarity_maps(o.features, p)[:, 0] for o, p in pairs]))
+            features = self.backend.prompted_features(encoded, list(points))
+            pairs = zip(features, places[:, :, None], strict=True)
+            maps.append(torch.stack([similarity_maps(*of_image)[:, 0] for of_image in pairs]))
         return torch.cat(maps, dim=1)
 
     def _resize_to_grid(

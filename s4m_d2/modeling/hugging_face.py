@@ -16,12 +16,11 @@ from detectron2.modeling import ResNet
 from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError, first_names
-from s4m_d2.modeling.timm_backbone import renamed
+from s4m_d2.pretrained import renamed
 
 TOLERANCE = 1e-4  # of logits, as a share of the largest one if that is above 1
 _SIZE = 224, 352  # of the random image that is compared: no multiples of Swin's windows
 _STAGES = ["stage1", "stage2", "stage3", "stage4"]
-_INSTALL = "--format transformers needs the packages: pip install transformers safetensors"
 
 # Patterns and replacements, applied in this order; <a b c> are the thirds of one weight.
 _HEAD_NAMES = {
@@ -90,7 +89,9 @@ def save_pretrained(model: Any, folder: str, names: Sequence[str], edges: tuple[
         from safetensors.torch import save_file
         from transformers import Mask2FormerConfig, Mask2FormerImageProcessor
     except ImportError as error:
-        raise ConfigError(f"{_INSTALL} ({error}).") from error
+        raise ConfigError(
+            f"--format transformers needs packages: pip install transformers safetensors ({error})."
+        ) from error
     labels = dict(enumerate(names))
     config = Mask2FormerConfig(
         **_sizes(model), id2label=labels, label2id={n: i for i, n in labels.items()}

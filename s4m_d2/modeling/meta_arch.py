@@ -1,4 +1,4 @@
-"""The model of both stages: Mask2Former for instances, with optional distillation."""
+"""The model of both stages: Mask2Former for instances, with optional distillation; its head."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY, build_backbone
 from detectron2.structures import BitMasks, ImageList, Instances
 from torch import Tensor, nn
 
-from s4m_d2.errors import DatasetError, InputError, require
+from s4m_d2.errors import ConfigError, DatasetError, InputError, registered, require
 from s4m_d2.losses import SetCriterion, build_distillation
-from s4m_d2.modeling.head import build_head
 from s4m_d2.modeling.inference import instance_inference, largest_components
+from s4m_d2.modeling.pixel_decoder import MSDeformAttnPixelDecoder, register_if_free
+from s4m_d2.modeling.transformer_decoder import TRANSFORMER_DECODER_REGISTRY
 from s4m_d2.sam import build_sam_backend
 from s4m_d2.structures import sample_generators
 from s4m_d2.transfers import to_device
@@ -176,8 +178,8 @@ class S4MMaskFormer(nn.Module):
         images = self._normalized(batched_inputs)
         features, aux_outputs = self.backbone(images.tensor), self.criterion.deep_supervision
         outputs = self.sem_seg_head(features, aux_outputs=aux_outputs)
-        of_batch = images.tensor.shape[-2:], self.sem_seg_head.num_classes, self.device
-        targets = [prepare_target(sample, *of_batch) for sample in batched_inputs]
+        size = images.tensor.shape[-2:]
+        targets = [prepare_target(sample, size, self.device) for sample in batched_inputs]
         generators = sample_generators(batched_inputs, "loss_points", self.device)
         losses = self.criterion(outputs, targets, generators)
         if self.distillation is not None:
@@ -213,15 +215,13 @@ class S4MMaskFormer(nn.Module):
         return ImageList.from_tensors(images, padding_constraints=constraints)
 
 
-def prepare_target(
-    sample: Sample, size: Sequence[int], num_classes: int, device: torch.device
-) -> dict[str, Tensor]:
+def prepare_target(sample: Sample, size: Sequence[int], device: torch.device) -> dict[str, Tensor]:
     """Make the criterion's target of an image.
 
     Args:
-        sample: with "instances": ``gt_classes`` (N,) below ``num_classes`` and ``gt_masks``
-            (BitMasks or an (N, H, W) tensor at the image's size; may be missing if N is 0), and
-            optionally ``gt_weights`` (N,) and ``gt_doubts`` (N, H, W), see the criterion.
+        sample: with "instances": ``gt_classes`` (N,) and ``gt_masks`` (BitMasks or an (N, H, W)
+            tensor at the image's size; may be missing if N is 0), and optionally ``gt_weights``
+            (N,) and ``gt_doubts`` (N, H, W), see the criterion.
         size: (H, W) of the padded batch.
 
     Returns:
@@ -230,8 +230,7 @@ def prepare_target(
 
     Raises:
         InputError: instances are missing, or their masks have another type.
-        DatasetError: a class id is out of range, or sizes or numbers disagree. Ids on a GPU are
-            checked by the matcher, which avoids a synchronization here.
+        DatasetError: sizes or numbers disagree. Class ids are checked by the matcher.
     """
     name = str(sample.get("file_name", sample.get("image_id", "<unnamed image>")))
     if "instances" not in sample:
@@ -240,23 +239,16 @@ def prepare_target(
             "(INPUT.DATASET_MAPPER_NAME)"
         )
     instances = sample["instances"]
-    labels = instances.gt_classes.to(torch.int64)
-    bad = (labels < 0) | (labels >= num_classes)
-    if labels.device.type == "cpu" and bad.any():
-        raise DatasetError(
-            f"{name}: class id {int(labels[bad][0])} is out of range 0..{num_classes - 1}; check "
-            "the annotations' categories and MODEL.SEM_SEG_HEAD.NUM_CLASSES"
-        )
-    target = {"labels": labels, "masks": _masks(instances, sample["image"].shape[-2:], name)}
-    fields = instances.get_fields()
-    target |= {key: fields[f"gt_{key}"] for key in ("weights", "doubts") if f"gt_{key}" in fields}
     height, width = sample["image"].shape[-2:]
+    masks, labels = _masks(instances, (height, width), name), instances.gt_classes.to(torch.int64)
+    target, fields = {"labels": labels, "masks": masks}, instances.get_fields()
+    target |= {key: fields[f"gt_{key}"] for key in ("weights", "doubts") if f"gt_{key}" in fields}
     padding = 0, size[1] - width, 0, size[0] - height
     moved = {key: to_device(value, device) for key, value in target.items()}
     return {key: F.pad(x, padding) if x.ndim == 3 else x for key, x in moved.items()}
 
 
-def _masks(instances: Instances, size: torch.Size, name: str) -> Tensor:
+def _masks(instances: Instances, size: tuple[int, int], name: str) -> Tensor:
     masks = instances.get_fields().get("gt_masks")
     if masks is None and not len(instances):
         return torch.zeros((0, *size), dtype=torch.bool)
@@ -269,7 +261,7 @@ def _masks(instances: Instances, size: torch.Size, name: str) -> Tensor:
     if tuple(masks.shape) != (len(instances), *size):
         raise DatasetError(
             f"{name}: masks {tuple(masks.shape)} do not fit {len(instances)} instances on an image "
-            f"of {tuple(size)}; the annotation belongs to another image or size"
+            f"of {size}; the annotation belongs to another image or size"
         )
     return masks.bool()
 
@@ -278,5 +270,70 @@ def _check_supported(cfg) -> None:
     for key, wanted in {"SEMANTIC_ON": False, "PANOPTIC_ON": False, "INSTANCE_ON": True}.items():
         found, expected = cfg.MODEL.MASK_FORMER.TEST[key], f"{wanted}: instance segmentation only"
         require(f"MODEL.MASK_FORMER.TEST.{key}", found, found == wanted, expected)
-    order = cfg.INPUT.FORMAT
-    require("INPUT.FORMAT", order, order in ("RGB", "BGR"), "'RGB' or 'BGR'")
+
+
+@register_if_free
+class MaskFormerHead(nn.Module):
+    """Pixel decoder and transformer decoder: maps of the backbone -> classes and masks.
+
+    Args:
+        num_classes: object classes, without "no object".
+        pixel_decoder: backbone maps -> (mask features, three maps from coarse to fine).
+        transformer_predictor: (maps, mask features) -> predictions.
+    """
+
+    _version = 2  # as Mask2Former's of these names, whose loading would rename our weights else
+
+    @configurable
+    def __init__(
+        self, *, num_classes: int, pixel_decoder: nn.Module, transformer_predictor: nn.Module
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.pixel_decoder = pixel_decoder
+        self.predictor = transformer_predictor
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
+        head = cfg.MODEL.SEM_SEG_HEAD
+        missing = sorted(set(head.IN_FEATURES) - set(input_shape))
+        if missing:
+            raise ConfigError(
+                f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {missing}, which the backbone does not "
+                f"return; it returns {sorted(input_shape)} (MODEL.RESNETS.OUT_FEATURES)"
+            )
+        former, key = cfg.MODEL.MASK_FORMER, "MODEL.MASK_FORMER.TRANSFORMER"
+        source, name = former.TRANSFORMER_IN_FEATURE, former.TRANSFORMER_DECODER_NAME
+        multi_scale = "multi_scale_pixel_decoder"
+        require(f"{key}_IN_FEATURE", source, source == multi_scale, repr(multi_scale))
+        predictor = registered(TRANSFORMER_DECODER_REGISTRY, f"{key}_DECODER_NAME", name)
+        return {
+            "num_classes": head.NUM_CLASSES,
+            "pixel_decoder": build_head(cfg, input_shape, "PIXEL_DECODER_NAME"),
+            "transformer_predictor": predictor(cfg, head.CONVS_DIM),
+        }
+
+    def forward(
+        self, features: dict[str, Tensor], *, aux_outputs: bool = True
+    ) -> dict[str, Tensor | list[dict[str, Tensor]]]:
+        """Predict.
+
+        Args:
+            features: backbone maps (B, C_i, H_i, W_i) by name.
+            aux_outputs: also predict from every decoder layer but the last (deep supervision).
+
+        Returns:
+            those of the transformer decoder, and ``mask_features`` (B, C, h, w).
+        """
+        mask_features, maps = self.pixel_decoder(features)
+        outputs = self.predictor(maps, mask_features, aux_outputs=aux_outputs)
+        return {**outputs, "mask_features": mask_features}
+
+
+def build_head(cfg, input_shape: dict[str, ShapeSpec], key: str = "NAME") -> nn.Module:
+    """Build our class with the name in ``MODEL.SEM_SEG_HEAD[key]``, or else the registered one."""
+    name = cfg.MODEL.SEM_SEG_HEAD[key]
+    ours = {cls.__name__: cls for cls in (MaskFormerHead, MSDeformAttnPixelDecoder)}
+    if name in ours:
+        return ours[name](cfg, input_shape)
+    return registered(SEM_SEG_HEADS_REGISTRY, f"MODEL.SEM_SEG_HEAD.{key}", name)(cfg, input_shape)

@@ -22,7 +22,7 @@ ENCODER_FEEDFORWARD = 1024  # Mask2Former fixes it for the deformable encoder
 def register_if_free(head: type) -> type:
     """Register a head under its name unless Mask2Former's package, imported first, has taken it.
 
-    ``modeling.head`` finds our classes without the registry.
+    ``meta_arch.build_head`` finds our classes without the registry.
     """
     if head.__name__ not in SEM_SEG_HEADS_REGISTRY:
         SEM_SEG_HEADS_REGISTRY.register(head)

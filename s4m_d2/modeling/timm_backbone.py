@@ -15,7 +15,6 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-import re
 from collections.abc import Collection, Mapping, Sequence
 from types import MethodType
 from typing import Any
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from s4m_d2.errors import ConfigError, InputError, WeightsError, require
-from s4m_d2.pretrained import import_timm
+from s4m_d2.pretrained import import_optional, renamed
 
 OUT_STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 _COARSEST = max(OUT_STRIDES.values())
@@ -283,7 +282,7 @@ def _warn_of_normalization(cfg, net: Any) -> None:
 
 def _create_net(options: Any, *, pretrained: bool, in_channels: int) -> nn.Module:
     """Create a timm model without its classifier, from ``MODEL.TIMM``."""
-    timm = import_timm('MODEL.BACKBONE.NAME "build_timm_backbone"')
+    timm = import_optional("timm", 'MODEL.BACKBONE.NAME "build_timm_backbone"')
     name, norm = options.NAME, options.NORM
     accepted = _accepted_options(timm, name, options.DROP_PATH)
     if pretrained and not timm.is_model_pretrained(name):
@@ -350,13 +349,6 @@ def _accepted_options(timm: Any, name: str, drop_path: float) -> dict[str, bool 
     elif drop_path:
         raise ConfigError(f"MODEL.TIMM.DROP_PATH: {name!r} has no stochastic depth: set it to 0.")
     return options
-
-
-def renamed(name: str, table: Mapping[str, str]) -> str:
-    """Apply all replacements, one after another."""
-    for pattern, replacement in table.items():
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def to_own_names(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:

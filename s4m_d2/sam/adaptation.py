@@ -109,7 +109,6 @@ def _loss(
     total = torch.zeros((), device=backend.device)
     outputs = backend.prompt(encoded, points)
     for output, of_image, size in zip(outputs, chosen, encoded.image_sizes, strict=True):
-        assert output.mask_logits is not None and output.iou_predictions is not None
         width, height = (max(round(scale * side), 1) for scale in backend.grid_scale(size))
         target = F.interpolate(of_image[:, None].float(), (height, width), mode="area")[:, 0] > 0.5
         target = to_device(target, backend.device)

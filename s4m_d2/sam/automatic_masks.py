@@ -197,10 +197,8 @@ class AutomaticMasks(SamAutomaticMaskGenerator):
         clicks = points / np.array(size[::-1]) + PIXEL_CENTER / frame
         clicks = clicks.clip(max=1.0)  # of contents of a few pixels, half of one is beyond
         [answer] = self.backend.prompt(self._encoded, [torch.from_numpy(clicks).float()[:, None]])
-        low, ratings = answer.mask_logits, answer.iou_predictions
-        assert low is not None and ratings is not None  # a prompt gives masks by default
-        masks = self.backend.upscale(low.flatten(0, 1), size)
-        return masks.unflatten(0, low.shape[:2]), ratings
+        masks = self.backend.upscale(answer.mask_logits.flatten(0, 1), size)
+        return masks.unflatten(0, answer.iou_predictions.shape), answer.iou_predictions
 
 
 def _uncompressed(masks: np.ndarray) -> list[dict[str, Any]]:

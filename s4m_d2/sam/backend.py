@@ -42,12 +42,10 @@ class EncodedImages:
 
 @dataclass
 class PromptOutput:
-    """Outputs for the N prompts of one image; outputs that were not requested are None."""
+    """Answers to the N prompts of one image, three masks each."""
 
-    mask_logits: Tensor | None = None  #: (N, M, h, w) in the square frame: see ``upscale``
-    iou_predictions: Tensor | None = None  #: (N, M), of each mask
-    #: (N, C, S, S) image tokens after the decoder's two-way transformer, which depend on the prompt
-    features: Tensor | None = None
+    mask_logits: Tensor  #: (N, 3, 4S, 4S) in the square frame: see ``upscale``
+    iou_predictions: Tensor  #: (N, 3), of each mask
 
 
 class SamBackend(ABC):
@@ -74,10 +72,8 @@ class SamBackend(ABC):
         labels: Sequence[Tensor] | None = None,
         *,
         mask_prompts: Sequence[Tensor] | None = None,
-        masks: bool = True,
-        features: bool = False,
     ) -> list[PromptOutput]:
-        """Decode point prompts, those of all images together.
+        """Predict masks, for the prompts of all images together.
 
         Args:
             points: one (N_i, P, 2) tensor per image, (x, y) in [0, 1] over its content; N_i may
@@ -86,9 +82,18 @@ class SamBackend(ABC):
                 and lower right corner of a box, -1 padding, which changes nothing. Default: all
                 positive. The host reads them: on the device they cost one synchronization.
             mask_prompts: one (N_i, 4S, 4S) tensor per image, logits of a mask in the square frame,
-                as those of the answers; they change masks and the features given with these.
-            masks: whether to predict masks, three per prompt, and their IoUs.
-            features: whether to return the prompt-conditioned image tokens.
+                as those of the answers.
+        """
+
+    @abstractmethod
+    def prompted_features(self, encoded: EncodedImages, points: Sequence[Tensor]) -> list[Tensor]:
+        """Compute how SAM sees an image after a click, for the clicks of all images together.
+
+        Args:
+            points: one (N_i, 2) tensor per image of clicks, of which each is a prompt of its own.
+
+        Returns:
+            (N_i, C, S, S) image tokens after the decoder's two-way transformer, for each image.
         """
 
     @abstractmethod

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from s4m_d2.errors import WeightsError, first_names, require
-from s4m_d2.files import refused_object
+from s4m_d2.pretrained import read_weight_file, renamed
 
 # By S4M.SAM.BACKEND and MODEL_TYPE: file names, the newest first.
 PUBLISHED_WEIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -36,10 +34,6 @@ PUBLISHED_AT = {  # by model, or else by backend
 }
 MOST_NAMED = 3  # entries in an error message
 _ENCODER = "image_encoder."  # in names of all these models; a wrapper's prefix precedes it
-_VIT_WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
-_VIT_GRID = (1, 64, 64)
-_HIERA_BLOCK = re.compile(r"image_encoder\.trunk\.blocks\.(\d+)\.")
-_HIERA_DEPTHS = {12: "hiera_t", 16: "hiera_s", 24: "hiera_b+", 48: "hiera_l"}
 
 
 def load_sam(
@@ -47,7 +41,7 @@ def load_sam(
     path: str | Path,
     model: str,
     ignored: tuple[str, ...] = (),
-    rename: Callable[[str], str] = str,
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> nn.Module:
     """Build a SAM with the weights of a file, which may be wrapped as by other programs.
 
@@ -56,28 +50,30 @@ def load_sam(
 
     Args:
         build: makes the model, without weights.
-        path: a file saved by torch.
+        path: of the file, see :func:`read_weight_file`.
         model: the model's name in messages, such as ``vit_b``.
         ignored: prefixes of parameters in the file that the model does not have.
-        rename: from a parameter's name in the file to the model's.
+        names: table of :func:`renamed`, from names in the file to the model's.
 
     Raises:
         WeightsError: the file is missing, unreadable or of another model.
     """
-    path, subject, remedy = Path(path), f"SAM weights for {model}: '{path}'", _remedy(model)
-    if not path.is_file():
-        raise WeightsError(f"{subject} is not a file. {remedy}")
-    read = _read_state(path, subject, remedy)
-    state = {rename(n): value for n, value in read.items() if not n.startswith(ignored)}
+    subject, remedy = f"SAM weights for {model}: '{path}'", _remedy(model)
+    content = read_weight_file(
+        str(path), mapped=True, what=f"SAM weights for {model}:", remedy=remedy
+    )
+    read = _unwrap(content)
+    if not all(isinstance(n, str) and isinstance(v, Tensor) for n, v in read.items()):
+        found = first_names(list(map(str, read)), MOST_NAMED)
+        raise WeightsError(f"{subject} holds entries {found}; expected tensors alone. {remedy}")
+    state = {renamed(n, names): v for n, v in read.items() if not n.startswith(ignored)}
     with torch.random.fork_rng(devices=[]):  # initial weights, which are replaced
         sam = build()
     if problems := _mismatches(state, sam.state_dict()):
-        found, settings = _recognize(state)
-        if found and found != model:
-            raise WeightsError(f"{subject} is of {found}: set {settings}. For {model}: {remedy}")
         raise WeightsError(
             f"{subject} is of another model ({len(state)} entries, expected "
-            f"{len(sam.state_dict())}): {first_names(problems, MOST_NAMED, '; ')}. {remedy}"
+            f"{len(sam.state_dict())}): {first_names(problems, MOST_NAMED, '; ')}. Set "
+            f"S4M.SAM.BACKEND and S4M.SAM.MODEL_TYPE {_published_as(path)}. For {model}: {remedy}"
         )
     if not next(sam.parameters()).is_meta:
         sam.load_state_dict(state)
@@ -100,30 +96,15 @@ def _remedy(model: str) -> str:
     return 'Set S4M.SAM.CHECKPOINT to "" for the packaged weights.'
 
 
-def _read_state(path: Path, subject: str, remedy: str) -> Mapping[str, Tensor]:
-    try:
-        # Memory-mapped, except PyTorch's oldest format.
-        mapped = zipfile.is_zipfile(path)
-        content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # of any kind: the unpickler checks little
-        cause = f"it is truncated or something else ({type(error).__name__}). {remedy}"
-        if refused := refused_object(error):
-            cause = (
-                f"it holds Python objects ({refused}), which are refused because loading them may "
-                "run code. Save the SAM's state_dict() alone (micro-sam: export_custom_sam_model)."
-            )
-        size = path.stat().st_size
-        raise WeightsError(f"{subject} ({size:,} bytes) cannot be read; {cause}") from error
-    state = _unwrap(content)
-    if not isinstance(state, Mapping):
-        found = type(state).__name__
-    elif all(isinstance(n, str) and isinstance(v, Tensor) for n, v in state.items()):
-        return state
-    else:
-        found = f"entries {first_names(list(map(str, state)), MOST_NAMED)}"
-    raise WeightsError(
-        f"{subject} holds {found}; expected a state dict, from parameter name to tensor. {remedy}"
+def _published_as(path: str | Path) -> str:
+    """Values of S4M.SAM.BACKEND and MODEL_TYPE for a file, if it has a published name."""
+    known = (
+        f"to {backend} {model}"
+        for backend, models in PUBLISHED_WEIGHTS.items()
+        for model, files in models.items()
+        if Path(path).name in files
     )
+    return next(known, "to those of the file")
 
 
 def _mismatches(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
@@ -135,15 +116,13 @@ def _mismatches(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
     ]
 
 
-def _unwrap(content: Any) -> Any:
-    """The state dict in a file's content, else the content itself.
+def _unwrap(content: Mapping) -> Mapping:
+    """The state dict in a file's content.
 
-    It may be an entry of a mapping, as saved by SAM 2 (``model``), Lightning (``state_dict``) and
-    micro-sam (``model_state``). Prefixes of a wrapper (``module.``, ``sam.``) are removed from its
-    names, and entries without the prefix.
+    It may be an entry, as saved by SAM 2 (``model``), Lightning (``state_dict``) and micro-sam
+    (``model_state``). Prefixes of a wrapper (``module.``, ``sam.``) are removed from its names, and
+    entries without the prefix.
     """
-    if not isinstance(content, Mapping):
-        return content
     inner = [v for v in content.values() if isinstance(v, Mapping) and _prefixes(v)]
     state = inner[0] if len(inner) == 1 else content
     prefixes = _prefixes(state)
@@ -156,19 +135,3 @@ def _unwrap(content: Any) -> Any:
 def _prefixes(state: Mapping) -> set[str]:
     names = (name for name in state if isinstance(name, str))
     return {name.partition(_ENCODER)[0] for name in names if _ENCODER in name}
-
-
-def _recognize(state: Mapping[str, Tensor]) -> tuple[str, str]:
-    """Model of a state dict and the settings that use it; ("", "") if it is unknown."""
-    if any(name.endswith("hf_token.weight") for name in state):
-        return "HQ-SAM", "S4M.SAM.BACKEND transformers, S4M.SAM.CHECKPOINT to its name there"
-    blocks = {match[1] for match in map(_HIERA_BLOCK.match, state) if match}
-    position = state.get("image_encoder.pos_embed")
-    if any(name.startswith("image_encoder.patch_embed.seq.") for name in state):  # TinyViT's
-        model = "vit_t"
-    elif position is not None and position.shape[:-1] == _VIT_GRID:
-        model = _VIT_WIDTHS.get(position.shape[-1], "")
-    else:
-        model = _HIERA_DEPTHS.get(len(blocks), "")
-    backend = "sam2" if blocks else "segment_anything"
-    return model, f"S4M.SAM.BACKEND {backend} S4M.SAM.MODEL_TYPE {model}"

@@ -32,36 +32,30 @@ class Prompts(NamedTuple):
         return zip(present.tolist(), values.split(counts.tolist()), strict=True)
 
 
-def transform_tokens(
-    sam: Any, image_tokens: Tensor, position: Tensor, prompts: Prompts
+def predict_masks(
+    sam: Any,
+    image_tokens: Tensor,
+    position: Tensor,
+    finer_maps: Sequence[Tensor],
+    prompts: Prompts,
 ) -> tuple[Tensor, Tensor]:
-    """SAM's two-way transformer over prompts of several images (:func:`image_input`), in one pass.
+    """Mask logits (N, M, 4S, 4S) and predicted IoUs (N, M) of all mask tokens but the first, that
+    of a single mask; prompts of several images in one pass.
 
-    Returns output tokens (N, T, C) and image tokens (N, C, S, S), which depend on the prompt.
+    image_tokens, position: of :func:`image_input`. finer_maps: of the images, at 4 and 2 times the
+    grid's resolution (SAM 2), or none.
     """
-    image_tokens = image_tokens[prompts.image_index]
+    decoder, image_tokens = sam.mask_decoder, image_tokens[prompts.image_index]
     if prompts.masks is not None:  # embedded in place of "no mask", which image_input added
         encoder = sam.prompt_encoder
         no_mask = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
         image_tokens = image_tokens + (encoder.mask_downscaling(prompts.masks[:, None]) - no_mask)
-    hidden, attended = sam.mask_decoder.transformer(
+    hidden, attended = decoder.transformer(
         image_tokens, position.expand_as(image_tokens), _prompt_tokens(sam, prompts)
     )
-    return hidden, attended.transpose(1, 2).reshape(image_tokens.shape)
-
-
-def predict_masks(
-    sam: Any, hidden: Tensor, features: Tensor, finer_maps: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Mask logits (N, M, 4h, 4w) and predicted IoUs (N, M) of all mask tokens but the first, that
-    of a single mask.
-
-    hidden, features: (N, T, C) and (N, C, h, w) of :func:`transform_tokens`. finer_maps: of each
-    prompt's image, at 4 and 2 times the grid's resolution (SAM 2), or none.
-    """
-    decoder = sam.mask_decoder
+    features = attended.transpose(1, 2).reshape(image_tokens.shape)
     if finer_maps:  # each is added to what the upscaling has at its resolution
-        finest, finer = finer_maps
+        finest, finer = (finer_map[prompts.image_index] for finer_map in finer_maps)
         to_finer, norm, activation, to_finest, last_activation = decoder.output_upscaling
         upscaled = activation(norm(to_finer(features) + finer))
         upscaled = last_activation(to_finest(upscaled) + finest)
@@ -115,7 +109,7 @@ def _tokens_before_iou(decoder: Any) -> int:
 
 
 class ImageTokens:
-    """The image tokens alone of :func:`transform_tokens`, in less time: structural distillation's.
+    """The image tokens after SAM's two-way transformer, in less time: structural distillation's.
 
     The prompts of an image share what does not depend on them, all projections of the first layer;
     in later layers the few tokens of a prompt are projected instead of its image tokens; and the

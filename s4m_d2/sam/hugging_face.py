@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from importlib.util import find_spec
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from s4m_d2.errors import ConfigError, WeightsError, first_names
+from s4m_d2.errors import WeightsError, first_names
 from s4m_d2.files import atomic_write
-from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
+from s4m_d2.pretrained import import_optional
+from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY, EncodedImages
 from s4m_d2.sam.decoder import Prompts
-from s4m_d2.sam.point_prompts import Frame, PointPromptBackend, build_compute_options
+from s4m_d2.sam.point_prompts import Decoder, Frame, PointPromptBackend
 
 # Classes by the model_type of config.json; those of videos hold the model of images.
 CLASSES = {
@@ -83,47 +83,49 @@ class TransformersBackend(PointPromptBackend):
             return embeddings, tuple(layer.permute(0, 3, 1, 2) for layer in layers[:1])
         return found, ()
 
-    def _prepare(self, embeddings: Tensor, masks: bool) -> tuple[Tensor, Tensor]:
-        with torch.autocast(embeddings.device.type, enabled=False):  # full precision
-            return embeddings, self.sam.get_image_wide_positional_embeddings()
+    def _masks(self, encoded: EncodedImages) -> Decoder:
+        position = self._positions()
 
-    def _decode(
-        self,
-        images: tuple[Tensor, Tensor],
-        finer_maps: Sequence[Tensor],
-        prompts: Prompts,
-        masks: bool,
-        features: bool,
-    ) -> dict[str, Tensor]:
-        embeddings, position = images
-        tokens, encoder = self._prompt_tokens(prompts), self.sam.prompt_encoder
-        passes: list[tuple[Any, Tensor, Tensor]]  # images, tokens (images, prompts, T, C), masks
-        if prompts.masks is None:
-            no_mask = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
-            of_images = prompts.by_image(tokens)
-            passes = [(slice(image, image + 1), own[None], no_mask) for image, own in of_images]
-        else:  # the modules take one per image: each prompt has an image of its own
-            dense = encoder.mask_embed(prompts.masks[:, None])
-            passes = [(prompts.image_index, tokens[:, None], dense)]
-        parts: list[dict[str, Tensor]] = []
-        for which, own, dense in passes:
-            part = {}
-            if masks:
+        def decode(prompts: Prompts) -> tuple[Tensor, ...]:
+            tokens = self._prompt_tokens(prompts)
+            passes: Iterable[tuple[Any, Tensor, Tensor]]  # images, tokens (images, n, T, C), masks
+            if prompts.masks is None:
+                of_images, no_mask = prompts.by_image(tokens), self._no_mask()
+                passes = ((slice(image, image + 1), own[None], no_mask) for image, own in of_images)
+            else:  # the modules take one per image: each prompt has an image of its own
+                dense = self.sam.prompt_encoder.mask_embed(prompts.masks[:, None])
+                passes = [(prompts.image_index, tokens[:, None], dense)]
+            parts = []
+            for which, own, dense in passes:
                 logits, ratings, *_ = self.sam.mask_decoder(
-                    image_embeddings=embeddings[which],
+                    image_embeddings=encoded.embeddings[which],
                     image_positional_embeddings=position,
                     sparse_prompt_embeddings=own,
                     dense_prompt_embeddings=dense,
                     multimask_output=True,
-                    **self._maps([finer_map[which] for finer_map in finer_maps]),
+                    **self._maps([finer_map[which] for finer_map in encoded.finer_maps]),
                 )
-                part["mask_logits"] = logits.flatten(0, 1)
-                part["iou_predictions"] = ratings.flatten(0, 1)
-            if features:
-                image = embeddings[which] + dense
-                part["features"] = self._transformed(image, position, own.flatten(0, 1))
-            parts.append(part)
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+                parts.append((logits.flatten(0, 1), ratings.flatten(0, 1)))
+            return tuple(map(torch.cat, zip(*parts, strict=True)))
+
+        return decode
+
+    def _features(self, encoded: EncodedImages) -> Decoder:
+        images, position = encoded.embeddings + self._no_mask(), self._positions()
+
+        def decode(prompts: Prompts) -> tuple[Tensor, ...]:
+            of_images = prompts.by_image(self._prompt_tokens(prompts))
+            parts = [self._transformed(images[i, None], position, own) for i, own in of_images]
+            return (torch.cat(parts),)
+
+        return decode
+
+    def _positions(self) -> Tensor:
+        with torch.autocast(self.device.type, enabled=False):  # full precision
+            return self.sam.get_image_wide_positional_embeddings()
+
+    def _no_mask(self) -> Tensor:
+        return self.sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
 
     def _prompt_tokens(self, prompts: Prompts) -> Tensor:
         """(N, P or P + 1, C) as of the prompt encoder, whose boxes come apart from its points."""
@@ -163,11 +165,6 @@ class TransformersBackend(PointPromptBackend):
 
 def find_model(checkpoint: str) -> Path:
     """Folder of a model: S4M.SAM.CHECKPOINT itself, or in the hub's cache."""
-    if find_spec("transformers") is None:
-        raise ConfigError(
-            "S4M.SAM.BACKEND transformers needs the package transformers, which is not installed "
-            'here: pip install "s4m_d2[transformers]"'
-        )
     from huggingface_hub import snapshot_download
 
     folder = Path(checkpoint)
@@ -195,9 +192,8 @@ def load_model(checkpoint: str) -> tuple[nn.Module, Pixels | None]:
 
     Under ``torch.device("meta")`` the model has no values, and its weights are not read.
     """
+    transformers = import_optional("transformers", "S4M.SAM.BACKEND transformers")
     folder, without_values = find_model(checkpoint), torch.empty(0).is_meta
-    import transformers
-
     try:
         kind = transformers.PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
         if kind not in CLASSES:
@@ -236,4 +232,4 @@ def _read_pixels(folder: Path) -> Pixels | None:
 def transformers(cfg: Any) -> TransformersBackend:
     """Build the model of ``cfg.S4M.SAM.CHECKPOINT``; MODEL_TYPE does not count."""
     sam, pixels = load_model(cfg.S4M.SAM.CHECKPOINT)
-    return TransformersBackend(sam.to(cfg.MODEL.DEVICE), pixels, **build_compute_options(cfg))
+    return TransformersBackend.build_from_config(cfg, sam, pixels)

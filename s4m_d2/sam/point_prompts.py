@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from s4m_d2.errors import InputError, require
 from s4m_d2.files import atomic_write
 from s4m_d2.sam.backend import EncodedImages, PromptOutput, SamBackend
-from s4m_d2.sam.decoder import ImageTokens, Prompts, image_input, predict_masks, transform_tokens
+from s4m_d2.sam.decoder import ImageTokens, Prompts, image_input, predict_masks
 from s4m_d2.transfers import to_device, to_host
 
 PADDING_LABEL = -1
@@ -33,6 +33,7 @@ CPU_PASS_BYTES = 4 << 20
 # repeated, projected and upscaled to 4 masks. Counted, not measured.
 TOKENS_OF_PROMPT = 16
 _resize = partial(F.interpolate, mode="bilinear", align_corners=False)
+Decoder = Callable[[Prompts], tuple[Tensor, ...]]  # of the images for which it was made
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,6 @@ class Frame:
         return F.pad(normalized, (0, self.side - width, 0, self.side - height))
 
 
-def build_compute_options(cfg: Any) -> dict[str, Any]:
-    """The options of a :class:`PointPromptBackend` that ``cfg.S4M.SAM`` gives."""
-    return {key.lower(): cfg.S4M.SAM[key] for key in ("MAX_PROMPTS", "MAX_IMAGES", "PRECISION")}
-
-
 class PointPromptBackend(SamBackend):
     """Encodes images of any sizes in one batch and decodes their prompts together.
 
@@ -78,7 +74,7 @@ class PointPromptBackend(SamBackend):
     many images and prompts share a pass changes it by rounding alone.
 
     A subclass adds the image encoder (:meth:`_encode_frames`). One whose modules are not like those
-    of segment-anything also replaces :meth:`_prepare` and :meth:`_decode`.
+    of segment-anything also replaces :meth:`_masks` and :meth:`_features`.
 
     Args:
         sam: the library's model; it is frozen.
@@ -111,6 +107,13 @@ class PointPromptBackend(SamBackend):
         self.grid_side = decoder.prompt_encoder.image_embedding_size[0]
         self.channels = decoder.prompt_encoder.no_mask_embed.embedding_dim  # C, of the embeddings
         self._budget = ImageBudget(max_images)
+
+    @classmethod
+    def build_from_config(cls, cfg: Any, sam: Any, *args: Any) -> Any:
+        """Build from a loaded model, on MODEL.DEVICE, with the options of ``cfg.S4M.SAM``."""
+        keys = "MAX_PROMPTS", "MAX_IMAGES", "PRECISION"
+        options: dict[str, Any] = {key.lower(): cfg.S4M.SAM[key] for key in keys}
+        return cls(sam.to(cfg.MODEL.DEVICE), *args, **options)
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -174,41 +177,54 @@ class PointPromptBackend(SamBackend):
         labels: Sequence[Tensor] | None = None,
         *,
         mask_prompts: Sequence[Tensor] | None = None,
-        masks: bool = True,
-        features: bool = False,
     ) -> list[PromptOutput]:
         if labels is None:
             labels = [torch.ones(p.shape[:2], dtype=torch.long) for p in points]
+        side, answers = 4 * self.grid_side, self.decoder.mask_decoder.num_multimask_outputs
+        shapes = (answers, side, side), (answers,)
+        found = self._in_passes(encoded, points, labels, self._masks, shapes, mask_prompts)
+        return [PromptOutput(*of_image) for of_image in found]
+
+    def prompted_features(self, encoded: EncodedImages, points: Sequence[Tensor]) -> list[Tensor]:
+        labels = [torch.ones(len(p), 1, dtype=torch.long) for p in points]
+        clicks, shape = [p[:, None] for p in points], (self.channels, *2 * (self.grid_side,))
+        found = self._in_passes(encoded, clicks, labels, self._features, [shape])
+        return [features for (features,) in found]
+
+    def _in_passes(
+        self,
+        encoded: EncodedImages,
+        points: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        prepare: Callable[[EncodedImages], Decoder],
+        shapes: Sequence[tuple[int, ...]],
+        mask_prompts: Sequence[Tensor] | None = None,
+    ) -> list[tuple[Tensor, ...]]:
+        """What a decoder returns for each image's prompts: float32, of ``shapes`` per prompt."""
         token_bytes = 4 * self.channels * self.grid_side**2
         together = prompts_per_pass(self.max_prompts, token_bytes, self.device)
-        groups = _group_prompts(_checked_labels(encoded, points, labels), together)
-        counts = [len(p) for p in points]
-        results = self._empty_results(sum(counts), masks, features)
-        if groups:
-            clicks = self._frame_points(encoded, points)
-            with computing_in(self.dtype, self.device):
-                images = self._prepare(encoded.embeddings, masks)
-            if mask_prompts is not None:
-                shapes = to_device(torch.cat(list(mask_prompts)), self.device)
-        for rows, of_rows, places, kinds in groups:
-            index = to_device(rows, self.device)
+        groups = _group_prompts(_checked_labels(points, labels), together)
+        counts, device = [len(p) for p in points], self.device
+        results = [torch.empty(sum(counts), *shape, device=device) for shape in shapes]
+        clicks = self._frame_points(encoded, points)
+        given = None if mask_prompts is None else to_device(torch.cat(list(mask_prompts)), device)
+        with computing_in(self.dtype, device):
+            decode = prepare(encoded)
+        for rows, images, places, kinds in groups:
+            index = to_device(rows, device)
             prompts = Prompts(
-                images=of_rows,
-                image_index=to_device(of_rows, self.device),
-                points=clicks[to_device(places, self.device)],
-                labels=to_device(kinds, self.device),
+                images=images,
+                image_index=to_device(images, device),
+                points=clicks[to_device(places, device)],
+                labels=to_device(kinds, device),
                 has_box=BOX_LABELS[0] in kinds,
-                masks=None if mask_prompts is None else shapes[index],
+                masks=None if given is None else given[index],
             )
-            with computing_in(self.dtype, self.device):
-                found = self._decode(images, encoded.finer_maps, prompts, masks, features)
-            for name, values in found.items():
-                results[name].index_copy_(0, index, values.float())
-        split = {name: values.split(counts) for name, values in results.items()}
-        return [
-            PromptOutput(**{name: parts[i] for name, parts in split.items()})
-            for i in range(len(counts))
-        ]
+            with computing_in(self.dtype, device):
+                found = decode(prompts)
+            for result, values in zip(results, found, strict=True):
+                result.index_copy_(0, index, values.float())
+        return list(zip(*(result.split(counts) for result in results), strict=True))
 
     def _frame_points(self, encoded: EncodedImages, points: Sequence[Tensor]) -> Tensor:
         """(sum of N_i * P_i, 2) points of all images, in pixels of the square frame."""
@@ -218,66 +234,31 @@ class PointPromptBackend(SamBackend):
         parts = to_device(flat, self.device).split([p.shape[0] * p.shape[1] for p in points])
         return torch.cat([part * frame for part, frame in zip(parts, frames, strict=True)])
 
-    def _prepare(self, embeddings: Tensor, masks: bool) -> Any:
-        """What all passes share of the images' (B, C, S, S) embeddings, for :meth:`_decode`."""
-        return (image_input if masks else ImageTokens)(self.decoder, embeddings)
+    def _masks(self, encoded: EncodedImages) -> Decoder:
+        """Make a decoder: prompts -> mask logits (N, 3, 4S, 4S) and predicted IoUs (N, 3)."""
+        images = image_input(self.decoder, encoded.embeddings)
+        return lambda prompts: predict_masks(self.decoder, *images, encoded.finer_maps, prompts)
 
-    def _decode(
-        self,
-        images: Any,
-        finer_maps: Sequence[Tensor],
-        prompts: Prompts,
-        masks: bool,
-        features: bool,
-    ) -> dict[str, Tensor]:
-        """Fields of PromptOutput for the prompts of one pass; images: of :meth:`_prepare`."""
-        if not masks:
-            return {"features": images.after(prompts)}
-        image_tokens, position = images
-        hidden, attended = transform_tokens(self.decoder, image_tokens, position, prompts)
-        finer = [finer_map[prompts.image_index] for finer_map in finer_maps]
-        logits, ratings = predict_masks(self.decoder, hidden, attended, finer)
-        found = {"mask_logits": logits, "iou_predictions": ratings}
-        return found | ({"features": attended} if features else {})
-
-    def _empty_results(self, count: int, masks: bool, features: bool) -> dict[str, Tensor]:
-        """Uninitialized outputs for ``count`` prompts, by field of PromptOutput."""
-        grid, answers = self.grid_side, self.decoder.mask_decoder.num_multimask_outputs
-        shapes: dict[str, tuple[int, ...]] = {}
-        if masks:
-            shapes["mask_logits"] = (count, answers, 4 * grid, 4 * grid)
-            shapes["iou_predictions"] = (count, answers)
-        if features:
-            shapes["features"] = (count, self.channels, grid, grid)
-        return {name: torch.empty(shape, device=self.device) for name, shape in shapes.items()}
+    def _features(self, encoded: EncodedImages) -> Decoder:
+        """Make a decoder: prompts -> image tokens (N, C, S, S)."""
+        tokens = ImageTokens(self.decoder, encoded.embeddings)
+        return lambda prompts: (tokens.after(prompts),)
 
 
-def _checked_labels(
-    encoded: EncodedImages, points: Sequence[Tensor], labels: Sequence[Tensor]
-) -> list[np.ndarray]:
+def _checked_labels(points: Sequence[Tensor], labels: Sequence[Tensor]) -> list[np.ndarray]:
     """The labels as int64 arrays; synchronizes once if they are not on the CPU.
 
     InputError: shapes disagree, a label is unknown, or a prompt has one corner of a box, or several
     boxes.
     """
-    if not len(points) == len(labels) == len(encoded):
-        raise InputError(
-            f"{len(encoded)} encoded images, but points for {len(points)} and labels for "
-            f"{len(labels)}; give one tensor an image, with no rows where there is no prompt"
-        )
-    for number, (p, x) in enumerate(zip(points, labels, strict=True)):
-        if p.ndim != 3 or p.shape[2] != 2 or x.shape != p.shape[:2]:
-            raise InputError(
-                f"image {number} has points {tuple(p.shape)} and labels {tuple(x.shape)}; "
-                "expected (N, P, 2) and (N, P)"
-            )
     arrays = to_host(*labels)
-    for number, array in enumerate(arrays):
-        corners = np.stack([(array == label).sum(axis=-1) for label in BOX_LABELS])
-        is_known = np.isin(array, VALID_LABELS).all()
-        if not is_known or (corners != corners[:1]).any() or (corners > 1).any():
+    for number, (p, kinds) in enumerate(zip(points, arrays, strict=True)):
+        corners = np.stack([(kinds == label).sum(axis=-1) for label in BOX_LABELS])
+        are_known = np.isin(kinds, VALID_LABELS).all() and corners.max(initial=0) <= 1
+        if p.shape != (*kinds.shape, 2) or not are_known or (corners[0] != corners[1]).any():
             raise InputError(
-                f"image {number} has point labels {np.unique(array).tolist()}; expected 1, 0, -1 "
+                f"image {number} has points {tuple(p.shape)} with labels {kinds.shape} of "
+                f"{np.unique(kinds).tolist()}; expected (N, P, 2) with (N, P) of 1, 0, -1 "
                 "(padding), or one 2 and one 3 a prompt (corners of a box)"
             )
     return [array.astype(np.int64) for array in arrays]
@@ -304,12 +285,12 @@ def _group_prompts(labels: Sequence[np.ndarray], max_prompts: int) -> list[tuple
     order = np.argsort(kinds == PADDING_LABEL, axis=1, kind="stable")  # padding last
     kinds, points = (np.take_along_axis(x, order, axis=1) for x in (kinds, points))
     lengths = (kinds != PADDING_LABEL).sum(axis=1)
-    with_box = (kinds == BOX_LABELS[0]).any(axis=1)
+    alike = 2 * lengths + (kinds == BOX_LABELS[0]).any(axis=1)
     groups: list[tuple[np.ndarray, ...]] = []
-    for length, has_box in sorted(set(zip(lengths.tolist(), with_box.tolist(), strict=True))):
-        found = np.flatnonzero((lengths == length) & (with_box == has_box))
+    for value in np.unique(alike):
+        found = np.flatnonzero(alike == value)
         for start in range(0, len(found), max_prompts):
-            rows = found[start : start + max_prompts]
+            rows, length = found[start : start + max_prompts], value // 2
             groups.append((rows, images[rows], points[rows, :length], kinds[rows, :length]))
     return groups
 

@@ -1,53 +1,41 @@
 """SAM 2 and 2.1 (Ravi et al., 2024) on single images, by the classes of the sam2 package.
 
-Only the part that images need is built, and built directly: the package's own builder composes its
-configs in Hydra's global state. SAM 2 and 2.1 differ in the parts for video alone, so either's
-weights fit. The package is optional (``s4m_d2[sam2]``) and is imported where a backend is built.
+Only the part that images need is built, with the settings of the package's config files, which its
+own builder composes in Hydra's global state. SAM 2 and 2.1 differ in the parts for video alone, so
+either's weights fit. The package is optional (``s4m_d2[sam2]``), imported where a backend is built.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
-from s4m_d2.errors import ConfigError
+from s4m_d2.pretrained import import_optional
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.checkpoint import check_model_type, load_sam
-from s4m_d2.sam.point_prompts import Frame, PointPromptBackend, build_compute_options
+from s4m_d2.sam.point_prompts import Frame, PointPromptBackend
 
-IMAGE_SIDE = 1024
-EMBED_DIM = 256
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # RGB, 0..255
 PIXEL_STD = (58.395, 57.12, 57.375)
-TOP_DOWN_LEVELS = [2, 3]  # of the feature pyramid; the two finest maps are the trunk's alone
-DROPPED_LEVELS = 1  # the coarsest map of the pyramid is not an output
+# Settings of ``SAM2Base`` that matter for single images, beside those of its parts.
+IMAGE_SETTINGS = (
+    "image_size",
+    "directly_add_no_mem_embed",
+    "use_high_res_features_in_sam",
+    "iou_prediction_use_sigmoid",
+    "pred_obj_scores",
+    "pred_obj_scores_mlp",
+)
+INSTALLATION = " (PyTorch 2.5.1 or newer; --no-build-isolation: pip gets no other one to build it)"
 # What the published files hold beside the image model, by the start of the parameter's name.
 VIDEO_ONLY = ("mask_downsample.", "maskmem_", "memory_", "no_mem_pos_enc", "no_obj_", "obj_ptr_")
-
-
-@dataclass(frozen=True)
-class HieraSize:
-    """Arguments of the package's ``Hiera``, the trunk of SAM 2's image encoder."""
-
-    embed_dim: int
-    num_heads: int
-    stages: tuple[int, ...]  # blocks
-    global_att_blocks: tuple[int, ...]
-    window_pos_embed_bkg_spatial_size: tuple[int, int] = (7, 7)
-    window_spec: tuple[int, ...] = (8, 4, 14, 7)
-
-
-SIZES = {
-    "hiera_t": HieraSize(96, 1, (1, 2, 7, 2), (5, 7, 9)),
-    "hiera_s": HieraSize(96, 1, (1, 2, 11, 2), (7, 10, 13)),
-    "hiera_b+": HieraSize(112, 2, (2, 3, 16, 3), (12, 16, 20), (14, 14)),
-    "hiera_l": HieraSize(144, 2, (2, 6, 36, 4), (23, 33, 43), window_spec=(8, 4, 16, 8)),
-}
 
 
 class Sam2Backend(PointPromptBackend):
@@ -70,38 +58,36 @@ class Sam2Backend(PointPromptBackend):
         return embeddings + no_memory, tuple(finer_maps)
 
 
-def build_sam2_image_model(
-    size: HieraSize, *, image_side: int = IMAGE_SIDE, embed_dim: int = EMBED_DIM
-) -> nn.Module:
-    """Build an untrained ``SAM2Base`` without its memory; of the published sizes by default.
+def published_settings(model_type: str) -> dict[str, Any]:
+    """The package's settings of a published model, as its config files have them."""
+    package = import_optional("sam2", "S4M.SAM.BACKEND sam2", needs="hydra", hint=INSTALLATION)
+    path = Path(package.__path__[0], "configs", "sam2", f"sam2_{model_type}.yaml")
+    return yaml.safe_load(path.read_text())["model"]
 
-    Args:
-        image_side: of the square frame, in pixels; a multiple of 32.
-        embed_dim: C, channels of the embeddings; a multiple of 16.
-    """
+
+def build_sam2_image_model(settings: Mapping[str, Any]) -> nn.Module:
+    """Build an untrained ``SAM2Base`` without its memory; settings: see published_settings."""
     from sam2.modeling.backbones.hieradet import Hiera
     from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
     from sam2.modeling.position_encoding import PositionEmbeddingSine
     from sam2.modeling.sam2_base import SAM2Base
 
-    trunk = Hiera(**vars(size))
-    neck = FpnNeck(
-        position_encoding=PositionEmbeddingSine(embed_dim, warmup_cache=False),
-        d_model=embed_dim,
-        backbone_channel_list=trunk.channel_list,
-        fpn_top_down_levels=TOP_DOWN_LEVELS,
-        fpn_interp_model="nearest",
-    )
+    def made(cls: type, settings: Mapping[str, Any], **changes: Any) -> Any:
+        arguments = {key: value for key, value in settings.items() if key != "_target_"}
+        return cls(**arguments | changes)
+
+    encoder = settings["image_encoder"]
+    neck = encoder["neck"]
+    positions = made(PositionEmbeddingSine, neck["position_encoding"], warmup_cache=False)
     sam = SAM2Base(
-        image_encoder=ImageEncoder(trunk, neck, scalp=DROPPED_LEVELS),
+        image_encoder=ImageEncoder(
+            made(Hiera, encoder["trunk"]),
+            made(FpnNeck, neck, position_encoding=positions),
+            scalp=encoder["scalp"],
+        ),
         memory_attention=nn.Identity(),
         memory_encoder=nn.Identity(),
-        image_size=image_side,
-        directly_add_no_mem_embed=True,
-        use_high_res_features_in_sam=True,
-        iou_prediction_use_sigmoid=True,
-        pred_obj_scores=True,
-        pred_obj_scores_mlp=True,
+        **{name: settings[name] for name in IMAGE_SETTINGS},
     )
     del sam.maskmem_tpos_enc, sam.no_mem_pos_enc  # for video
     return sam
@@ -112,20 +98,6 @@ def sam2(cfg: Any) -> Sam2Backend:
     """Build the published model of ``cfg.S4M.SAM``, of SAM 2 or 2.1."""
     model_type = cfg.S4M.SAM.MODEL_TYPE
     check_model_type("sam2", model_type)
-    try:
-        import_module("sam2")
-    except ModuleNotFoundError as error:
-        if error.name not in ("sam2", "hydra"):  # installed but broken: show its own error
-            raise
-        raise ConfigError(
-            "S4M.SAM.BACKEND sam2 needs the package sam2, which is not installed here. With "
-            'PyTorch 2.5.1 or newer: pip install "s4m_d2[sam2]" (add --no-build-isolation, and its '
-            "build does not download another PyTorch)"
-        ) from None
-    sam = load_sam(
-        lambda: build_sam2_image_model(SIZES[model_type]),
-        cfg.S4M.SAM.CHECKPOINT,
-        model_type,
-        ignored=VIDEO_ONLY,
-    )
-    return Sam2Backend(sam.to(cfg.MODEL.DEVICE), **build_compute_options(cfg))
+    build = partial(build_sam2_image_model, published_settings(model_type))
+    sam = load_sam(build, cfg.S4M.SAM.CHECKPOINT, model_type, ignored=VIDEO_ONLY)
+    return Sam2Backend.build_from_config(cfg, sam)

@@ -5,7 +5,6 @@ MobileSAM is SAM with a TinyViT of timm as its image encoder; the packaged SAMs 
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,10 @@ from segment_anything.modeling import (
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 
-from s4m_d2.pretrained import import_timm
+from s4m_d2.pretrained import import_optional
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.checkpoint import check_model_type, load_sam
-from s4m_d2.sam.point_prompts import Frame, PointPromptBackend, build_compute_options
+from s4m_d2.sam.point_prompts import Frame, PointPromptBackend
 
 IMAGE_SIDE, GRID_SIDE, CHANNELS = 1024, 64, 256  # of MobileSAM, as of the published SAM
 TINY_SIDE, PATCH_SIZE, PROMPT_DIM = 256, 8, 64  # of the packaged ones
@@ -35,13 +34,14 @@ PYRAMID_SCALE = 0.45  # from SAM's normalization to this network's, (x - 127) / 
 WEIGHTS = Path(__file__).parent / "weights"
 TINY_WEIGHTS, TOYSCAPES_WEIGHTS = WEIGHTS / "tiny_sam.pth", WEIGHTS / "tiny_toyscapes.pth"
 CLASSIFIER = ("image_encoder.norm_head.", "image_encoder.head.")  # in MobileSAM's file, not used
-_NAMES = (  # MobileSAM's, and timm's, where a downsampling belongs to the stage after it
-    (re.compile(r"\.patch_embed\.seq\.0\."), ".patch_embed.conv1."),
-    (re.compile(r"\.patch_embed\.seq\.2\."), ".patch_embed.conv2."),
-    (re.compile(r"\.layers\.(\d)\.downsample\."), lambda m: f".stages.{int(m[1]) + 1}.downsample."),
-    (re.compile(r"\.layers\."), ".stages."),
-    (re.compile(r"\.c\.weight$"), ".conv.weight"),
-)
+# From names in MobileSAM's file to timm's, where a downsampling belongs to the stage after it.
+MOBILE_SAM_NAMES = {
+    r"^(image_encoder\.patch_embed)\.seq\.0\.": r"\1.conv1.",
+    r"^(image_encoder\.patch_embed)\.seq\.2\.": r"\1.conv2.",
+    **{rf"^(image_encoder)\.layers\.{i}(\.downsample)": rf"\1.stages.{i + 1}\2" for i in range(3)},
+    r"^(image_encoder)\.layers\.": r"\1.stages.",
+    r"^(image_encoder\..*)\.c\.weight$": r"\1.conv.weight",
+}
 
 
 class SegmentAnythingBackend(PointPromptBackend):
@@ -62,7 +62,7 @@ class TinyViTEncoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.img_size = IMAGE_SIDE
-        timm = import_timm("S4M.SAM.MODEL_TYPE vit_t")
+        timm = import_optional("timm", "S4M.SAM.MODEL_TYPE vit_t")
         network = timm.create_model("tiny_vit_5m_224", num_classes=0)
         self.patch_embed, self.stages = network.patch_embed, network.stages
         self.stages[-1].downsample.conv2.conv.stride = (1, 1)
@@ -107,13 +107,6 @@ def build_mobile_sam() -> Sam:
     return assemble_sam(TinyViTEncoder(), GRID_SIDE, CHANNELS, num_heads=8, mlp_dim=2048)
 
 
-def timm_name(name: str) -> str:
-    """The model's name of a parameter in MobileSAM's file; its own names are unchanged."""
-    for pattern, replacement in _NAMES if name.startswith("image_encoder.") else ():
-        name = pattern.sub(replacement, name)
-    return name
-
-
 class PhotographEncoder(nn.Module):
     """A vision transformer plus a pyramid of ImageNet features at strides 8, 16 and 32.
 
@@ -124,7 +117,7 @@ class PhotographEncoder(nn.Module):
         super().__init__()
         self.img_size = transformer.img_size
         self.transformer = transformer
-        timm = import_timm("S4M.SAM.BACKEND tiny")
+        timm = import_optional("timm", "S4M.SAM.BACKEND tiny")
         pyramid = timm.create_model(PYRAMID, features_only=True, out_indices=(2, 3, 4))
         self.pyramid = pyramid.to(memory_format=torch.channels_last)  # depthwise convolutions gain
         widths = pyramid.feature_info.channels()
@@ -170,10 +163,9 @@ def build_tiny_sam() -> Sam:
     return sam
 
 
-def _backend(cfg: Any, *source: Any) -> SegmentAnythingBackend:
-    """source: as :func:`load_sam` takes it."""
-    sam: Any = load_sam(*source)
-    return SegmentAnythingBackend(sam.to(cfg.MODEL.DEVICE), **build_compute_options(cfg))
+def _backend(cfg: Any, *source: Any, **options: Any) -> SegmentAnythingBackend:
+    """Of what :func:`load_sam` loads."""
+    return SegmentAnythingBackend.build_from_config(cfg, load_sam(*source, **options))
 
 
 @SAM_BACKEND_REGISTRY.register()
@@ -183,7 +175,8 @@ def segment_anything(cfg: Any) -> SegmentAnythingBackend:
     check_model_type("segment_anything", model_type)
     path = cfg.S4M.SAM.CHECKPOINT
     if model_type == "vit_t":
-        return _backend(cfg, build_mobile_sam, path, model_type, CLASSIFIER, timm_name)
+        changes = {"ignored": CLASSIFIER, "names": MOBILE_SAM_NAMES}
+        return _backend(cfg, build_mobile_sam, path, model_type, **changes)
     return _backend(cfg, sam_model_registry[model_type], path, model_type)
 
 

@@ -14,7 +14,6 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from s4m_d2.semi.pseudo_labels import Selection
-from s4m_d2.semi.refinement import teacher_masks
 from s4m_d2.structures import PseudoLabels, dense_overlaps, mask_areas
 from s4m_d2.transfers import to_host
 
@@ -73,7 +72,7 @@ class ClassThresholds:
 
 
 @torch.no_grad()
-def mask_quality(selection: Selection, refined: PseudoLabels, logit_thresh: float = 0.0) -> Tensor:
+def mask_quality(selection: Selection, refined: PseudoLabels) -> Tensor:
     """(N,) quality in [0, 1]: certainty * agreement * SAM's predicted IoU.
 
     The certainty is the mean of the teacher's mask probabilities inside its mask (the mask score of
@@ -83,11 +82,10 @@ def mask_quality(selection: Selection, refined: PseudoLabels, logit_thresh: floa
     Args:
         selection: the teacher's N masks.
         refined: the same instances after refinement.
-        logit_thresh: of the teacher's masks at image size.
     """
     inside = selection.labels.masks
     certainty = (selection.mask_logits.sigmoid() * inside).sum((1, 2)) / mask_areas(inside)
-    teachers = teacher_masks(selection, refined.image_size, logit_thresh)
+    teachers = selection.masks_at(refined.image_size)
     either = mask_areas(teachers | refined.masks).clamp(min=1)
     quality = certainty * mask_areas(teachers & refined.masks) / either
     if refined.sam_ious is None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from s4m_d2.structures import PseudoLabels, mask_areas
+from s4m_d2.structures import MAX_BYTE, PseudoLabels, mask_areas
 from s4m_d2.transfers import to_device, to_host
+
+MASKS_AT_ONCE = 16  # masks resized to image size together; bounds the memory
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,43 @@ class Selection:
     #: of ``queries``: ``dropped_no_object``, ``dropped_score``, ``dropped_area``,
     #: ``dropped_non_finite`` (each counts for the first rule that drops it) and ``kept``
     stats: dict[str, int]
+    logit_thresh: float = 0.0  #: above it a pixel belongs to the mask
+
+    def masks_at(self, image_size: tuple[int, int]) -> Tensor:
+        """(N, *image_size) bool masks of logits resized bilinearly."""
+        return self.resized(lambda logits: logits > self.logit_thresh, image_size, image_size)
+
+    def doubts_at(self, image_size: tuple[int, int]) -> Tensor:
+        """(N, *image_size) uint8: 255 times the probability that the teacher is wrong about a
+        pixel, min(p, 1 - p) of its mask probability p."""
+
+        def doubts(logits: Tensor) -> Tensor:
+            doubt = logits.abs_().neg_().sigmoid_()
+            return doubt.mul_(MAX_BYTE).round_().to(torch.uint8)
+
+        return self.resized(doubts, image_size, image_size)
+
+    def resized(
+        self,
+        convert: Callable[[Tensor], Tensor],
+        image_size: tuple[float, float],
+        frame: tuple[int, int],
+    ) -> Tensor:
+        """What ``convert`` makes of (n, *frame) resized logits, for MASKS_AT_ONCE at a time.
+
+        The content fills ``image_size`` of the ``frame`` (H, W), also if it ends inside a pixel.
+        """
+        logits = self.mask_logits
+        axes = [
+            (torch.arange(side, device=logits.device) + 0.5) * (2 * extent / (size * pixels)) - 1
+            for side, size, extent, pixels in zip(
+                frame, image_size, self.content_size, logits.shape[1:], strict=True
+            )
+        ]
+        y, x = torch.meshgrid(*axes, indexing="ij")
+        grid = torch.stack([x, y], dim=-1)[None]
+        read = partial(F.grid_sample, grid=grid, padding_mode="border", align_corners=False)
+        return torch.cat([convert(read(part[None])[0]) for part in logits.split(MASKS_AT_ONCE)])
 
 
 @torch.no_grad()
@@ -49,7 +90,7 @@ def select_pseudo_labels(
             fractional, H_content * h / H_padded; the masks have ceil(h') x ceil(w') pixels.
         score_thresh: the class probability must exceed it; or (K,), one for each class.
         min_area: the sum of the mask's probabilities must exceed it, px of the prediction.
-        mask_thresh: a pixel belongs to the mask if its probability exceeds it.
+        mask_thresh: a pixel belongs to the mask if its probability exceeds it, in (0, 1).
     """
     rules = score_thresh, min_area, mask_thresh
     verdicts = [
@@ -71,6 +112,7 @@ def select_pseudo_labels(
                 mask_logits=logits,
                 content_size=(float(size[0]), float(size[1])),
                 stats=_statistics(passed),
+                logit_thresh=math.log(mask_thresh / (1.0 - mask_thresh)),
             )
         )
     return selections

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from detectron2.config import configurable
 from fvcore.common.registry import Registry
 from torch import Generator, Tensor
@@ -22,8 +22,8 @@ from torch import Generator, Tensor
 from s4m_d2.errors import registered, require
 from s4m_d2.sam.backend import EncodedImages
 from s4m_d2.sam.point_prompts import BOX_LABELS, PADDING_LABEL
-from s4m_d2.semi.pseudo_labels import Selection
-from s4m_d2.structures import MAX_BYTE, PseudoLabels, known_areas, mask_areas, mask_boxes
+from s4m_d2.semi.pseudo_labels import MASKS_AT_ONCE, Selection
+from s4m_d2.structures import PseudoLabels, known_areas, mask_areas, mask_boxes
 from s4m_d2.transfers import to_device, to_host
 
 REFINER_REGISTRY = Registry("REFINER")
@@ -31,7 +31,7 @@ REFINER_REGISTRY.__doc__ = """Builders ``(cfg, backend) -> refiner`` of pseudo-l
 
 PROMPTS = ("points", "box", "both")  # values of S4M.REFINE.PROMPT
 AUTO_PROMPT = "auto"  # another value: chosen by the gate; points until then
-MASKS_AT_ONCE = 16  # masks resized to image size together; bounds the memory
+PREDICTED_IOU, FALLBACKS = "refinement/predicted_iou", "refinement/fallbacks"  # as logged
 NO_MASK = -1e3  # logit of an empty mask, below any threshold
 MAX_PROMPT_LOGIT = 32.0  # of SAM's mask prompt, as SAM 2 clamps its own
 MAX_GAP = 80.0  # largest difference to a mask's highest logit, so that no weight inside is zero
@@ -43,23 +43,13 @@ class Refinement:
     """Pseudo-labels at image size."""
 
     labels: list[PseudoLabels]  #: of each image, (N, H, W) masks of its content; may be empty
-    predicted_ious: Tensor  #: of SAM's masks, all images together; empty without SAM
-    #: instances that keep the teacher's mask: SAM's is empty, not finite or agrees too little
-    num_fallbacks: int = 0
-    num_instances: int | None = None  #: of how many; None: as many as ``predicted_ious``
-    num_low_quality: int | None = None  #: dropped masks of low quality; None: not searched
-    num_duplicates: int | None = None  #: dropped duplicates; None: not searched
+    #: to log, numbers or 0-dim tensors on the device: the mean of SAM's predicted IoUs, and the
+    #: share of instances that keep the teacher's mask
+    stats: dict[str, float | Tensor] = field(default_factory=dict)
 
 
 class TeacherMasks:
-    """Refinement switched off: the teacher's masks, resized to the image.
-
-    Args:
-        mask_thresh: probability above which a pixel belongs to the mask, in (0, 1).
-    """
-
-    def __init__(self, mask_thresh: float = 0.5) -> None:
-        self.logit_thresh = logit(mask_thresh)
+    """Refinement switched off: the teacher's masks, resized to the image."""
 
     @torch.no_grad()
     def __call__(
@@ -69,12 +59,12 @@ class TeacherMasks:
         image_sizes: Sequence[tuple[int, int]],
         generators: Sequence[Generator] | None = None,
     ) -> Refinement:
-        """See :class:`PointRefiner`; of ``images`` only the device is used."""
+        """See :class:`PointRefiner`; ``images`` and ``generators`` are not used."""
         labels = [
-            selection.labels.with_masks(teacher_masks(selection, size, self.logit_thresh))
+            selection.labels.with_masks(selection.masks_at(size))
             for selection, size in zip(selections, image_sizes, strict=True)
         ]
-        return Refinement(labels, predicted_ious=torch.zeros(0, device=images.device))
+        return Refinement(labels)
 
 
 class PointRefiner:
@@ -88,7 +78,6 @@ class PointRefiner:
     Args:
         backend: a :class:`~s4m_d2.sam.backend.SamBackend`.
         num_points: points per mask; all pixels of a mask with fewer.
-        mask_thresh: threshold of the teacher's masks that are kept, in (0, 1).
         prompt: one of PROMPTS; the paper uses points.
         min_agreement: keep the teacher's mask if its IoU with SAM's is smaller; in [0, 1].
         negative_points: points in other masks nearby, see :func:`neighbor_points`.
@@ -103,7 +92,6 @@ class PointRefiner:
         *,
         backend,
         num_points: int = 3,
-        mask_thresh: float = 0.5,
         prompt: str = "points",
         min_agreement: float = 0.0,
         negative_points: int = 0,
@@ -118,18 +106,15 @@ class PointRefiner:
         require("S4M.REFINE.TRIES", tries, tries >= 1, "1 or more")
         self.backend, self.num_points, self.prompt = backend, num_points, prompt
         self.negative_points, self.mask_prompt, self.tries = negative_points, mask_prompt, tries
-        self.min_agreement, self.logit_thresh = min_agreement, logit(mask_thresh)
+        self.min_agreement = min_agreement
 
     @classmethod
     def from_config(cls, cfg, backend) -> dict:
-        refine, keys = cfg.S4M.REFINE, ("NUM_POINTS", "NEGATIVE_POINTS", "MASK_PROMPT", "TRIES")
-        return {
-            "backend": backend,
-            "mask_thresh": cfg.S4M.PSEUDO_LABEL.MASK_THRESH,
-            "prompt": PROMPTS[0] if refine.PROMPT == AUTO_PROMPT else refine.PROMPT,
-            "min_agreement": refine.MIN_AGREEMENT,
-            **{key.lower(): refine[key] for key in keys},
-        }
+        refine = cfg.S4M.REFINE
+        prompt = PROMPTS[0] if refine.PROMPT == AUTO_PROMPT else refine.PROMPT
+        keys = "NUM_POINTS", "MIN_AGREEMENT", "NEGATIVE_POINTS", "MASK_PROMPT", "TRIES"
+        options = {key.lower(): refine[key] for key in keys}
+        return {"backend": backend, "prompt": prompt, **options}
 
     @torch.no_grad()
     def __call__(
@@ -150,33 +135,33 @@ class PointRefiner:
         labels = [PseudoLabels.empty(size, images.device) for size in image_sizes]
         active = [i for i, selection in enumerate(selections) if len(selection.labels)]
         if not active:
-            return Refinement(labels, torch.zeros(0, device=images.device))
+            return Refinement(labels)
         chosen, sizes = [selections[i] for i in active], [image_sizes[i] for i in active]
         encoded = self.backend.encode(images[to_device(active, images.device)], sizes)
         draws = [generators[i] for i in active] if generators else [None] * len(active)
         best = self._ask(encoded, chosen, draws)
-        predicted = torch.cat([ious for _, ious in best])
+        stats: dict[str, Any] = {PREDICTED_IOU: torch.cat([ious for _, ious in best]).mean()}
         masks = [self._upscaled(*of_image) for of_image in zip(best, sizes, strict=True)]
         used = to_host(*map(self._used_areas, chosen, masks))
         for i, of_image, (_, ious), areas in zip(active, masks, best, used, strict=True):
             labels[i] = self._labels(selections[i], of_image, ious, areas)
-        return Refinement(labels, predicted, sum(int((areas == 0).sum()) for areas in used))
+        return Refinement(labels, stats | {FALLBACKS: float(np.mean(np.concatenate(used) == 0))})
 
     def _upscaled(self, best: tuple[Tensor, Tensor], size: tuple[int, int]) -> Tensor:
-        return _in_chunks(lambda logits: self.backend.upscale(logits, size) > 0, best[0])
+        parts = best[0].split(MASKS_AT_ONCE)
+        return torch.cat([self.backend.upscale(part, size) > 0 for part in parts])
 
     def _labels(
         self, selection: Selection, masks: Tensor, ious: Tensor, areas: np.ndarray
     ) -> PseudoLabels:
         """An image's labels with SAM's masks; where ``areas`` is 0 the teacher's overwrite them."""
-        kept = np.flatnonzero(areas == 0)
-        if not len(kept):
-            return replace(selection.labels, masks=masks, areas=areas, sam_ious=ious)
-        rows, size = to_device(kept, masks.device), (masks.shape[1], masks.shape[2])
-        of_teacher = replace(selection, mask_logits=selection.mask_logits[rows])
-        masks[rows] = teacher_masks(of_teacher, size, self.logit_thresh)
-        ious[rows] = math.nan
-        return replace(selection.labels, masks=masks, areas=None, sam_ious=ious)
+        known: np.ndarray | None = areas
+        if not areas.all():
+            rows, known = to_device(np.flatnonzero(areas == 0), masks.device), None
+            of_teacher = replace(selection, mask_logits=selection.mask_logits[rows])
+            masks[rows] = of_teacher.masks_at((masks.shape[1], masks.shape[2]))
+            ious[rows] = math.nan
+        return replace(selection.labels, masks=masks, areas=known, sam_ious=ious)
 
     def _ask(
         self,
@@ -201,8 +186,8 @@ class PointRefiner:
         """The teacher's mask logits in SAM's square frame: (N, 4S, 4S), lowest in the padding."""
         side = 4 * self.backend.grid_side
         width, height = (side * scale for scale in self.backend.grid_scale(image_size))
-        resize = _teacher_resize(selection, (height, width), (side, side))
-        prompts = resize(selection.mask_logits).clamp_(-MAX_PROMPT_LOGIT, MAX_PROMPT_LOGIT)
+        clamp = partial(torch.clamp, min=-MAX_PROMPT_LOGIT, max=MAX_PROMPT_LOGIT)
+        prompts = selection.resized(clamp, (height, width), (side, side))
         prompts[:, math.ceil(height) :] = -MAX_PROMPT_LOGIT
         prompts[:, :, math.ceil(width) :] = -MAX_PROMPT_LOGIT
         return prompts
@@ -226,8 +211,7 @@ class PointRefiner:
         """(N,) areas of SAM's masks (N, H, W); 0 also where the agreement is too small."""
         areas = mask_areas(masks)
         if self.min_agreement > 0:
-            size = masks.shape[1], masks.shape[2]
-            teachers = teacher_masks(selection, size, self.logit_thresh)
+            teachers = selection.masks_at((masks.shape[1], masks.shape[2]))
             shared, either = mask_areas(masks & teachers), mask_areas(masks | teachers)
             areas = areas.masked_fill(shared < self.min_agreement * either, 0)
         return areas
@@ -242,7 +226,7 @@ def points(cfg, backend) -> PointRefiner:
 def build_refiner(cfg, backend) -> Callable[..., Refinement]:
     """Build the refiner selected by the config; ``backend`` may be None if it needs no SAM."""
     if not cfg.S4M.REFINE.ENABLED:
-        return TeacherMasks(cfg.S4M.PSEUDO_LABEL.MASK_THRESH)
+        return TeacherMasks()
     entry = registered(REFINER_REGISTRY, "S4M.REFINE.METHOD", cfg.S4M.REFINE.METHOD)
     return entry(cfg, backend)
 
@@ -333,51 +317,6 @@ def _invert(weights: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
     return place, ((target - start) / weight).nan_to_num().clamp(0.0, below_one)
 
 
-def teacher_masks(
-    selection: Selection, image_size: tuple[int, int], logit_thresh: float = 0.0
-) -> Tensor:
-    """The selection's masks at ``image_size`` (H, W): thresholds logits resized bilinearly."""
-    resize = _teacher_resize(selection, image_size, image_size)
-    return _in_chunks(lambda logits: resize(logits) > logit_thresh, selection.mask_logits)
-
-
-def teacher_doubts(selection: Selection, image_size: tuple[int, int]) -> Tensor:
-    """(N, *image_size) uint8: 255 times the probability that the teacher is wrong about a pixel,
-    min(p, 1 - p) of its mask probability p."""
-    resize = _teacher_resize(selection, image_size, image_size)
-
-    def doubts(logits: Tensor) -> Tensor:
-        doubt = resize(logits).abs_().neg_().sigmoid_()
-        return doubt.mul_(MAX_BYTE).round_().to(torch.uint8)
-
-    return _in_chunks(doubts, selection.mask_logits)
-
-
-def _teacher_resize(
-    selection: Selection, image_size: tuple[float, float], frame: tuple[int, int]
-) -> Callable[[Tensor], Tensor]:
-    """Make a function that resizes (n, h', w') logits of a selection to a ``frame`` (H, W).
-
-    The selection's content fills ``image_size`` of it, also if it ends inside a pixel.
-    """
-    logits = selection.mask_logits
-    axes = [
-        (torch.arange(side, device=logits.device) + 0.5) * (2 * extent / (size * pixels)) - 1
-        for side, size, extent, pixels in zip(
-            frame, image_size, selection.content_size, logits.shape[1:], strict=True
-        )
-    ]
-    y, x = torch.meshgrid(*axes, indexing="ij")
-    grid = torch.stack([x, y], dim=-1)[None]
-    read = partial(F.grid_sample, grid=grid, padding_mode="border", align_corners=False)
-    return lambda chunk: read(chunk[None])[0]
-
-
-def _in_chunks(function: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
-    """(N, H, W) values of a function of (N, h, w) logits, which needs much memory."""
-    return torch.cat([function(part) for part in logits.split(MASKS_AT_ONCE)])
-
-
 def _best_masks(mask_logits: Tensor, ious: Tensor) -> tuple[Tensor, Tensor]:
     """Select (N, h, w) of (N, M, h, w) masks by the best of (N, M) IoUs; also returns these (N,).
 
@@ -395,10 +334,3 @@ def _better(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tupl
     """Of two answers to each prompt, masks (N, h, w) and IoUs (N,), that with the higher IoU."""
     wins = second[1] > first[1]
     return second[0].where(wins[:, None, None], first[0]), second[1].where(wins, first[1])
-
-
-def logit(probability: float) -> float:
-    """Logit of S4M.PSEUDO_LABEL.MASK_THRESH; ConfigError if it is outside (0, 1)."""
-    is_inside = 0 < probability < 1
-    require("S4M.PSEUDO_LABEL.MASK_THRESH", probability, is_inside, "a number in (0, 1)")
-    return math.log(probability / (1.0 - probability))

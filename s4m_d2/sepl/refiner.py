@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
 from s4m_d2.semi.pseudo_labels import Selection
-from s4m_d2.semi.refinement import REFINER_REGISTRY, Refinement, logit, teacher_masks
+from s4m_d2.semi.refinement import FALLBACKS, PREDICTED_IOU, REFINER_REGISTRY, Refinement
 from s4m_d2.sepl.rule import O_P_THRESH, O_S_THRESH, assign_masks
 from s4m_d2.structures import PseudoLabels, dense_overlaps, mask_areas
 from s4m_d2.transfers import to_device, to_host
@@ -34,7 +34,6 @@ class SEPLRefiner:
         automatic_masks: an :class:`~s4m_d2.sam.automatic_masks.AutomaticMasks` of this backend, or
             an object with its ``generate``.
         o_s_thresh, o_p_thresh: in [0, 1]; 1 switches a rule off.
-        mask_thresh: threshold of the teacher's masks, in (0, 1).
     """
 
     @configurable
@@ -45,12 +44,10 @@ class SEPLRefiner:
         automatic_masks,
         o_s_thresh: float = O_S_THRESH,
         o_p_thresh: float = O_P_THRESH,
-        mask_thresh: float = 0.5,
     ) -> None:
         self.backend = backend
         self.automatic_masks = automatic_masks
         self.thresholds = {"o_s_thresh": o_s_thresh, "o_p_thresh": o_p_thresh}
-        self.logit_thresh = logit(mask_thresh)
 
     @classmethod
     def from_config(cls, cfg, backend) -> dict:
@@ -59,7 +56,6 @@ class SEPLRefiner:
         return {
             "backend": backend,
             "automatic_masks": AutomaticMasks(backend, AutomaticMaskSettings(**settings)),
-            "mask_thresh": cfg.S4M.PSEUDO_LABEL.MASK_THRESH,
             **thresholds,
         }
 
@@ -72,7 +68,7 @@ class SEPLRefiner:
         generators: Sequence[Generator] | None = None,
     ) -> Refinement:
         """See :class:`~s4m_d2.semi.PointRefiner`; ``generators`` are not used, masks may be empty,
-        and ``predicted_ious`` are those of the selected masks."""
+        and predicted IoUs are those of the selected masks."""
         labels = [PseudoLabels.empty(size, images.device) for size in image_sizes]
         active = [i for i, selection in enumerate(selections) if len(selection.labels)]
         ious: list[float] = []
@@ -92,13 +88,14 @@ class SEPLRefiner:
             instances += len(masks)
             fallbacks += len(masks) - redrawn
         predicted = to_device(np.array(ious, dtype=np.float32), images.device)
-        return Refinement(labels, predicted, fallbacks, instances)
+        stats: dict[str, Any] = {PREDICTED_IOU: predicted.mean()} if ious else {}
+        return Refinement(labels, stats | ({FALLBACKS: fallbacks / instances} if active else {}))
 
     def _redraw(
         self, selection: Selection, size: tuple[int, int], records: Sequence[Mapping[str, Any]]
     ) -> tuple[Tensor, np.ndarray, int]:
         """(N, H, W) masks of an image, indices of the selected records, number of new masks."""
-        masks = teacher_masks(selection, size, self.logit_thresh)
+        masks = selection.masks_at(size)
         if not len(records):
             return masks, np.zeros(0, dtype=np.int64), 0
         decoded = mask_utils.decode([record["segmentation"] for record in records])

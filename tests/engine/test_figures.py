@@ -63,14 +63,14 @@ def drawn_places(picture, level):
 def selection_of(labels):
     logits = torch.where(labels.masks, 9.0, -9.0)
     logits[:, TOP[0], TOP[1]] = 1.0  # probability 0.73
-    return Selection(labels, logits, SIZE, {})
+    return Selection(labels, logits, SIZE, {}, logit_thresh=2.0)
 
 
 class Labeling(SimpleNamespace):
     """What labels, with the attributes of PseudoLabeling that figures look at."""
 
     def __init__(self, label=None, **attributes):  # copy.copy gives none
-        super().__init__(label=label, **{"selection": {"mask_thresh": 0.9}, **attributes})
+        super().__init__(label=label, **attributes)
 
     def __call__(self, samples):
         return self.label(samples)

@@ -45,7 +45,7 @@ class Shift:
         found = self.masks(*args)
         by = -SHIFT if self.prompt == "box" else SHIFT
         labels = [replace(x, masks=x.masks.roll(by, dims=2), areas=None) for x in found.labels]
-        return replace(found, labels=labels, predicted_ious=torch.ones(1))
+        return replace(found, labels=labels)
 
 
 @pytest.fixture

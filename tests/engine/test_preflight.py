@@ -69,7 +69,7 @@ def test_sams_weights_must_exist_where_they_are_needed():
         (SAM | {"S4M.SAM.MODEL_TYPE": "vit_x"}, "'vit_x'.*vit_b, vit_l, vit_h"),
         (
             {"S4M.SAM.BACKEND": "transformers", "S4M.SAM.CHECKPOINT": "nowhere/sam"},
-            "needs the package transformers|hf download nowhere/sam",
+            "needs transformers|hf download nowhere/sam",
         ),
     ):
         sam, line = sam_finding(config(changes))

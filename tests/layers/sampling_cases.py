@@ -1,5 +1,6 @@
 """Random inputs of deformable sampling, and what every form of it must do with special ones."""
 
+import pytest
 import torch
 
 SIZES = [(2, 3), (1, 1), (4, 5)]
@@ -27,23 +28,27 @@ def with_gradients(function, value, level_sizes, locations, weights, grad_output
     return [output.detach(), *torch.autograd.grad(output, inputs, grad_output.to(output))]
 
 
-def check_broken_location(function, broken, device):
-    """NaN spoils its own query and head; what is infinitely far away is outside."""
-    value, locations, weights = random_inputs(SIZES, dtype=torch.float32)
-    locations[1, 2, 1, 0, 1, 0] = broken
-    inputs = [x.to(device) for x in (value, locations, weights, torch.ones(2, 5, 6))]
-    output, *grads = with_gradients(function, inputs[0], SIZES, *inputs[1:])
-    spoiled = torch.zeros(2, 5, 6, dtype=torch.bool)
-    spoiled[1, 2, 3:] = broken != broken
-    assert torch.equal(output.isnan().cpu(), spoiled)
-    assert all(gradient[0].isfinite().all() for gradient in grads)
-    assert grads[0][1, :, 0].isfinite().all()
+class SpecialCases:
+    """Tests of a form of the sampling, ``sample``, on a ``device``."""
 
+    @pytest.mark.parametrize("broken", [float("nan"), -float("inf")])
+    def test_a_broken_location_spoils_its_own_query_at_most(self, broken, device):
+        """NaN spoils its own query and head; what is infinitely far away is outside."""
+        value, locations, weights = random_inputs(SIZES, dtype=torch.float32)
+        locations[1, 2, 1, 0, 1, 0] = broken
+        inputs = [x.to(device) for x in (value, locations, weights, torch.ones(2, 5, 6))]
+        output, *grads = with_gradients(self.sample, inputs[0], SIZES, *inputs[1:])
+        spoiled = torch.zeros(2, 5, 6, dtype=torch.bool)
+        spoiled[1, 2, 3:] = broken != broken
+        assert torch.equal(output.isnan().cpu(), spoiled)
+        assert all(gradient[0].isfinite().all() for gradient in grads)
+        assert grads[0][1, :, 0].isfinite().all()
 
-def check_nothing_to_look_up(function, batch, queries, device):
-    inputs = random_inputs(SIZES, batch=batch, queries=queries, dtype=torch.float32)
-    value, *others = (x.to(device) for x in (*inputs, torch.zeros(batch, queries, 6)))
-    output, *grads = with_gradients(function, value, SIZES, *others)
-    assert output.shape == others[-1].shape
-    assert not any(gradient.any() for gradient in grads)
-    assert [gradient.shape for gradient in grads] == [x.shape for x in inputs]
+    @pytest.mark.parametrize(("batch", "queries"), [(0, 3), (2, 0)])
+    def test_nothing_to_look_up(self, batch, queries, device):
+        inputs = random_inputs(SIZES, batch=batch, queries=queries, dtype=torch.float32)
+        value, *others = (x.to(device) for x in (*inputs, torch.zeros(batch, queries, 6)))
+        output, *grads = with_gradients(self.sample, value, SIZES, *others)
+        assert output.shape == others[-1].shape
+        assert not any(gradient.any() for gradient in grads)
+        assert [gradient.shape for gradient in grads] == [x.shape for x in inputs]

@@ -5,13 +5,7 @@ import torch
 from benchmarking.plain import deformable_sampling as level_by_level
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sampling_cases import (
-    SIZES,
-    check_broken_location,
-    check_nothing_to_look_up,
-    random_inputs,
-    with_gradients,
-)
+from sampling_cases import SIZES, SpecialCases, random_inputs, with_gradients
 
 from s4m_d2.layers import MSDeformAttn, deform_attn_plain, deformable_sampling
 
@@ -99,14 +93,9 @@ def test_nothing_but_the_inputs_is_kept_for_the_backward():
     assert storages == {tensor.untyped_storage().data_ptr() for tensor in inputs}
 
 
-@pytest.mark.parametrize("broken", [float("nan"), -float("inf")])
-def test_a_broken_location_spoils_its_own_query_at_most(broken):
-    check_broken_location(deformable_sampling, broken, "cpu")
-
-
-@pytest.mark.parametrize(("batch", "queries"), [(0, 3), (2, 0)])
-def test_nothing_to_look_up(batch, queries):
-    check_nothing_to_look_up(deformable_sampling, batch, queries, "cpu")
+@pytest.mark.parametrize("device", ["cpu"])
+class TestSpecialCases(SpecialCases):
+    sample = staticmethod(deformable_sampling)
 
 
 def test_autocast_changes_the_projections_only():

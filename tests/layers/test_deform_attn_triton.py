@@ -12,13 +12,7 @@ import sys
 import pytest
 import torch
 from benchmarking.plain import deformable_sampling as level_by_level
-from sampling_cases import (
-    SIZES,
-    check_broken_location,
-    check_nothing_to_look_up,
-    random_inputs,
-    with_gradients,
-)
+from sampling_cases import SIZES, SpecialCases, random_inputs, with_gradients
 
 from s4m_d2.layers import deformable_sampling, ms_deform_attn
 
@@ -95,15 +89,8 @@ def test_deterministic_backward_is_the_same_again_also_of_views_with_strides(dev
 
 
 @on_device
-@pytest.mark.parametrize("broken", [float("nan"), -float("inf")])
-def test_a_broken_location_spoils_its_own_query_at_most(broken, device):
-    check_broken_location(sample, broken, device)
-
-
-@on_device
-@pytest.mark.parametrize(("batch", "queries"), [(0, 3), (2, 0)])
-def test_nothing_to_look_up(batch, queries, device):
-    check_nothing_to_look_up(sample, batch, queries, device)
+class TestSpecialCases(SpecialCases):
+    sample = staticmethod(sample)
 
 
 @pytest.mark.gpu

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import torch
 
-from s4m_d2.sam.backend import EncodedImages, PromptOutput, SamBackend
+from s4m_d2.sam.backend import EncodedImages, SamBackend
 
 CHANNELS = 5
 
@@ -46,15 +46,15 @@ class RandomSam(SamBackend):
         numbers = images.mean(dim=(1, 2, 3)).round().long()
         return EncodedImages(numbers, list(image_sizes))
 
-    def prompt(self, encoded, points, labels=None, *, masks=True, features=False):
-        assert features and not masks and labels is None
+    def prompt(self, *args, **options):
+        raise NotImplementedError("distillation asks for no masks")
+
+    def prompted_features(self, encoded, points):
         self.largest_call = max(self.largest_call, sum(map(len, points)))
-        outputs = []
-        for number, clicks in zip(encoded.embeddings.tolist(), points, strict=True):
-            assert clicks.shape[1:] == (1, 2), "each point alone prompts SAM"
-            tokens = [self.features(number, *click[0]) for click in clicks.tolist()]
-            outputs.append(PromptOutput(None, None, torch.stack(tokens).float()))
-        return outputs
+        return [
+            torch.stack([self.features(number, *click) for click in clicks.tolist()]).float()
+            for number, clicks in zip(encoded.embeddings.tolist(), points, strict=True)
+        ]
 
     def grid_scale(self, image_size):
         if not self.pads:
@@ -64,8 +64,7 @@ class RandomSam(SamBackend):
         )
         return width / self.image_side, height / self.image_side
 
-    def upscale(self, mask_logits, image_size):
-        raise NotImplementedError("distillation asks for no masks")
+    upscale = prompt
 
 
 def interpolate(cells, x, y):

@@ -2,7 +2,6 @@
 
 import logging
 import re
-import sys
 
 import pytest
 import tiny_timm
@@ -187,10 +186,3 @@ def test_what_cannot_be_built_is_refused_with_a_way_out(build):
             build(*options)
     with pytest.raises(InputError, match=r"multiples of 32.*\(64, 80\)"):
         build("s4m_vit14")(images(64, 80))
-
-
-def test_without_timm_one_error_says_how_to_get_it(build, monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ConfigError, match=re.escape('pip install "s4m_d2[timm]"')) as caught:
-        build("resnet50")
-    assert caught.value.__suppress_context__  # one error, no chain

@@ -16,7 +16,7 @@ from torch import nn
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.sam.hugging_face import CLASSES, TransformersBackend
 from s4m_d2.sam.point_prompts import PointPromptBackend
-from s4m_d2.sam.sam2 import HieraSize, Sam2Backend, build_sam2_image_model
+from s4m_d2.sam.sam2 import Sam2Backend, build_sam2_image_model, published_settings
 from s4m_d2.sam.segment_anything import SegmentAnythingBackend, assemble_sam
 
 needs_sam2 = pytest.mark.skipif(
@@ -27,7 +27,10 @@ needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None,
     reason='the optional package transformers is not installed: pip install "s4m_d2[transformers]"',
 )
-SMALL_HIERA = HieraSize(8, 1, (1, 1, 2, 1), (3,))
+SMALL_HIERA = {
+    "embed_dim": 8, "num_heads": 1, "stages": [1, 1, 2, 1], "global_att_blocks": [3],
+    "window_pos_embed_bkg_spatial_size": [7, 7],
+}  # fmt: skip
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 BACKENDS = [
     "segment_anything",
@@ -63,6 +66,14 @@ def small_sam() -> Sam:
         norm_layer=partial(nn.LayerNorm, eps=1e-6),
     )  # fmt: skip
     return assemble_sam(encoder, 8, 32, num_heads=2, mlp_dim=32)
+
+
+def small_sam2_settings() -> dict:
+    """Of a published model with a small trunk."""
+    settings = published_settings("hiera_t")
+    settings["image_encoder"]["trunk"] = SMALL_HIERA
+    settings["image_encoder"]["neck"]["backbone_channel_list"] = [64, 32, 16, 8]
+    return settings
 
 
 _DECODER = {"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 32}
@@ -118,7 +129,10 @@ def build_small(name: str, **options) -> PointPromptBackend:
     if name.startswith("transformers "):
         return TransformersBackend(small_transformers(name.split()[1]), **options)
     if name == "sam2":
-        build = partial(build_sam2_image_model, SMALL_HIERA, image_side=128, embed_dim=32)
+        settings = small_sam2_settings() | {"image_size": 128}
+        settings["image_encoder"]["neck"]["d_model"] = 32
+        settings["image_encoder"]["neck"]["position_encoding"]["num_pos_feats"] = 32
+        build = partial(build_sam2_image_model, settings)
         return Sam2Backend(with_random_weights(build), **options)
     return SegmentAnythingBackend(with_random_weights(small_sam), **options)
 

@@ -104,6 +104,7 @@ class HalvesBackend(SamBackend):
     """A third party's: a click is answered by the half of the image in which it lies, thrice."""
 
     image_side, grid_side, device = 64, 8, torch.device("cpu")
+    prompted_features = None  # distillation alone asks for them
 
     def __init__(self):
         self.clicks, self.encodings = [], []
@@ -121,7 +122,7 @@ class HalvesBackend(SamBackend):
         is_right = torch.cat(points)[:, :, :1] >= 0.5
         logits = torch.where(halves == is_right, 10.0, -10.0)[:, :, None].expand(-1, 3, 16, 16)
         ratings = torch.tensor([0.95, 0.9, 0.89]).expand(len(logits), 3)
-        return [PromptOutput(logits, ratings, None)]
+        return [PromptOutput(logits, ratings)]
 
     def grid_scale(self, image_size):
         return 1.0, 1.0

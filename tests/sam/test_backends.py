@@ -14,7 +14,7 @@ from s4m_d2.errors import InputError
 from s4m_d2.sam.point_prompts import ImageBudget, compute_dtype, prompts_per_pass
 
 NAMED = ("image_positional_embeddings", "point_embeddings")  # as transformers calls them
-FIELDS = ("mask_logits", "iou_predictions", "features")
+FIELDS = ("mask_logits", "iou_predictions")
 
 
 def mixed_prompts():
@@ -41,8 +41,8 @@ def test_prompts_of_a_batch_are_those_of_each_image_and_prompt_alone(
     encoded = parts.encode(*three_images(fill=255))
     shapes = [9 * torch.randn(len(p), *2 * (4 * backend.grid_side,)) for p in points]
     options = {"mask_prompts": shapes} if masked else {}
-    together = parts.prompt(encoded, points, labels, features=True, **options)
-    features = parts.prompt(encoded, points, labels, masks=False, features=True)
+    together = parts.prompt(encoded, points, labels, **options)
+    features = parts.prompted_features(encoded, [p[:, 0] for p in points])
     for i, (image, size) in enumerate(zip(*three_images(), strict=True)):
         alone = backend.encode(image[None, :, : size[0], : size[1]], [size])
         exactly = {"atol": 0, "rtol": 0} if max_images == 0 else CLOSE  # one by one on the CPU
@@ -53,22 +53,22 @@ def test_prompts_of_a_batch_are_those_of_each_image_and_prompt_alone(
         for row, valid in enumerate(labels[i] >= 0):
             prompt = [points[i][row, valid][None]], [labels[i][row, valid][None]]
             options = {"mask_prompts": [shapes[i][row, None]]} if masked else {}
-            (one,) = backend.prompt(alone, *prompt, features=True, **options)
+            (one,) = backend.prompt(alone, *prompt, **options)
             for name in FIELDS:
                 found, expected = getattr(together[i], name)[row], getattr(one, name)[0]
                 torch.testing.assert_close(found, expected, **CLOSE)
-            if not masked:
-                torch.testing.assert_close(features[i].features[row], one.features[0], **CLOSE)
-        assert features[i].mask_logits is None and features[i].iou_predictions is None
+            [of_click] = backend.prompted_features(alone, [points[i][row, :1]])
+            torch.testing.assert_close(features[i][row], of_click[0], **CLOSE)
 
 
 def test_no_prompts_at_all(backend):
     encoded = backend.encode(image_of(128, 256)[None], [(128, 256)])
-    (answer,) = backend.prompt(encoded, [torch.zeros(0, 1, 2)], features=True)
+    (answer,) = backend.prompt(encoded, [torch.zeros(0, 1, 2)])
     channels, grid = encoded.embeddings.shape[1], backend.grid_side
     assert answer.mask_logits.shape == (0, 3, 4 * grid, 4 * grid)
     assert answer.iou_predictions.shape == (0, 3)
-    assert answer.features.shape == (0, channels, grid, grid)
+    [features] = backend.prompted_features(encoded, [torch.zeros(0, 2)])
+    assert features.shape == (0, channels, grid, grid)
     assert backend.upscale(answer.mask_logits[:, 0], (128, 256)).shape == (0, 128, 256)
 
 
@@ -79,10 +79,10 @@ def test_the_model_is_frozen_and_stays_out_of_its_holder(backend):
     assert not backend.sam.training
     assert not any(p.requires_grad for p in backend.sam.parameters())
     encoded = backend.encode(image_of(128, 256)[None].float().requires_grad_(), [(128, 256)])
-    (answer,) = backend.prompt(encoded, [torch.rand(1, 1, 2)], features=True)
-    assert not encoded.embeddings.requires_grad and not answer.features.requires_grad
+    [features] = backend.prompted_features(encoded, [torch.rand(1, 2)])
+    assert not encoded.embeddings.requires_grad and not features.requires_grad
     weight = torch.ones(1, requires_grad=True)
-    (answer.features.mean() * weight).sum().backward()  # no inference-mode tensor
+    (features.mean() * weight).sum().backward()  # no inference-mode tensor
     assert weight.grad is not None
 
 
@@ -90,7 +90,6 @@ def test_inputs_that_disagree_are_refused():
     backend = build_small("segment_anything")
     encoded = backend.encode(image_of(64, 64)[None], [(64, 64)])
     for shapes, labels in (
-        ([], None),
         ([(2, 2)], None),
         ([(2, 1, 2)], [[[1, 1], [1, 1]]]),
         ([(1, 2, 2)], [[[1, -2]]]),
@@ -114,7 +113,8 @@ def test_on_a_gpu_only_labels_that_are_there_cost_a_wait(backend):
         torch.cuda.set_sync_debug_mode("warn")
         try:
             encoded = there.encode(images, sizes)
-            there.prompt(encoded, points, labels, features=True)
+            there.prompt(encoded, points, labels)
+            there.prompted_features(encoded, [p[:, 0] for p in points])
             there.prompt(encoded, points)
             without_labels = [str(w.message) for w in caught]
             there.prompt(encoded, points, on_device)

@@ -63,7 +63,7 @@ class Oracle:
         less = exact & exact.roll(-1, dims=2)
         masks = torch.stack([less, exact, torch.ones_like(exact)], dim=1)
         ratings = torch.tensor([0.9, 0.2, 0.1]).expand(len(masks), 3)
-        return [PromptOutput(masks.float() - 0.5, ratings, None)]
+        return [PromptOutput(masks.float() - 0.5, ratings)]
 
     def upscale(self, logits, image_size):
         return logits

@@ -15,16 +15,17 @@ from segment_anything import sam_model_registry
 from toyscapes_scene import render_scene
 
 from s4m_d2.errors import ConfigError, WeightsError
+from s4m_d2.pretrained import renamed
 from s4m_d2.sam import build_sam_backend
 from s4m_d2.sam.adaptation import draw_clicks
 from s4m_d2.sam.checkpoint import load_sam
 from s4m_d2.sam.segment_anything import (
     CLASSIFIER,
+    MOBILE_SAM_NAMES,
     TINY_WEIGHTS,
     TOYSCAPES_WEIGHTS,
     TinyViTEncoder,
     build_tiny_sam,
-    timm_name,
 )
 
 SCENES, SEED, MIN_AREA = 16, 77, 100  # a seed of neither a data set nor the training
@@ -85,10 +86,22 @@ def test_the_pyramid_starts_at_zero():
         torch.testing.assert_close(encoder(image), encoder.transformer(image))
 
 
-def test_tiny_names_timm_where_it_is_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ConfigError, match=r"pip install .*timm"):
-        build_sam_backend(config(BACKEND="tiny", CHECKPOINT=""))
+@pytest.mark.parametrize(
+    ("backend", "package", "missing"),
+    [
+        ("tiny", "timm", "timm"),
+        ("transformers", "transformers", "transformers"),
+        ("sam2", "sam2", "sam2"),
+        pytest.param("sam2", "sam2", "hydra", marks=needs_sam2),  # which it imports
+    ],
+)
+def test_a_missing_package_is_named(monkeypatch, backend, package, missing):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sam2"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    model_type = "hiera_t" if backend == "sam2" else "vit_b"
+    with pytest.raises(ConfigError, match=rf"{backend}.*pip install \"s4m_d2\[{package}\]\""):
+        build_sam_backend(config(BACKEND=backend, MODEL_TYPE=model_type, CHECKPOINT=""))
 
 
 def named(state, start):
@@ -130,48 +143,30 @@ def published_vit_b():
     return {name: torch.zeros(()).expand(value.shape) for name, value in state.items()}
 
 
-def position(width):
-    return {"image_encoder.pos_embed": torch.zeros(()).expand(1, 64, 64, width)}
-
-
-def hiera(depth):
-    names = [f"image_encoder.trunk.blocks.{i}.norm1.weight" for i in range(depth)]
-    return {"model": dict.fromkeys(names, torch.zeros(2))}
-
-
-HQ = {"mask_decoder.hf_token.weight": torch.zeros(1, 256)}
-TINY_VIT = {"image_encoder.patch_embed.seq.0.c.weight": torch.zeros(32, 3, 3, 3)}
-# From the state dict of vit_b to the file, and what its message must name.
-FOREIGN = {
-    "vit_b": (lambda state: state, "S4M.SAM.BACKEND segment_anything S4M.SAM.MODEL_TYPE vit_b"),
-    "vit_b, wrapped": (WRAPPERS["micro-sam's training"], "S4M.SAM.MODEL_TYPE vit_b"),
-    "vit_h": (lambda state: state | position(1280), "S4M.SAM.MODEL_TYPE vit_h"),
-    "HQ-SAM": (lambda state: state | HQ, "HQ-SAM"),
-    "HQ-SAM's decoder": (lambda _: {"hf_token.weight": torch.zeros(1, 256)}, "HQ-SAM"),
-    "MobileSAM": (lambda _: TINY_VIT, "S4M.SAM.BACKEND segment_anything S4M.SAM.MODEL_TYPE vit_t"),
-    "Light HQ-SAM": (lambda _: TINY_VIT | HQ, "HQ-SAM"),
-    "SAM 2": (lambda _: hiera(24), "S4M.SAM.BACKEND sam2 S4M.SAM.MODEL_TYPE hiera_b+"),
-}
-
-
-def test_a_file_of_another_model_is_recognized(published_vit_b, tmp_path):
-    for content, expected in FOREIGN.values():
-        torch.save(content(published_vit_b), tmp_path / "weights.pth")
+def test_a_file_of_another_model_is_named_with_its_settings_if_its_name_is_published(
+    published_vit_b, tmp_path
+):
+    for name, expected in (
+        ("sam_vit_b_01ec64.pth", "segment_anything vit_b"),
+        ("sam2.1_hiera_tiny.pt", "sam2 hiera_t"),
+        ("best.pt", "1, 64, 64, 768"),
+    ):
+        torch.save(published_vit_b, tmp_path / name)
         with pytest.raises(WeightsError) as caught:
-            load_sam(small_sam, tmp_path / "weights.pth", "vit_l")
+            with torch.device("meta"):
+                load_sam(sam_model_registry["vit_l"], tmp_path / name, "vit_l")
         assert expected in str(caught.value) and "sam_vit_l_0b3195.pth" in str(caught.value)
 
 
 def test_the_published_names_and_shapes_are_those_of_the_library(published_vit_b, tmp_path):
-    """MedSAM's file has them too. One entry more is named, without advice to set what is set."""
+    """MedSAM's file has them too. One entry more is named."""
     path = tmp_path / "medsam_vit_b.pth"
     torch.save(published_vit_b, path)
     with torch.device("meta"):
         load_sam(sam_model_registry["vit_b"], path, "vit_b")
         torch.save({**published_vit_b, "image_encoder.lora": torch.zeros(2)}, path)
-        with pytest.raises(WeightsError, match="image_encoder.lora") as caught:
+        with pytest.raises(WeightsError, match="image_encoder.lora"):
             load_sam(sam_model_registry["vit_b"], path, "vit_b")
-    assert "MODEL_TYPE" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +217,9 @@ def test_mobile_sams_file_loads_also_after_adaptation(published_vit_b, tmp_path)
     own = backend.sam.state_dict()
     used = {name: v for name, v in published.items() if not name.startswith(CLASSIFIER)}
     assert len(used) == len(own) == 435
-    assert all(torch.equal(own[timm_name(name)], value) for name, value in used.items())
+    assert all(
+        torch.equal(own[renamed(name, MOBILE_SAM_NAMES)], value) for name, value in used.items()
+    )
     first, stages = backend.image_encoder.patch_embed, backend.image_encoder.stages
     for of_file, tensor in (
         ("patch_embed.seq.2.c.weight", first.conv2.conv.weight),

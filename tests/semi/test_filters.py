@@ -17,7 +17,6 @@ from s4m_d2.semi.filters import (
     drop_low_quality,
     mask_quality,
 )
-from s4m_d2.semi.refinement import teacher_doubts
 from s4m_d2.structures import PseudoLabels
 
 THRESH = 0.7
@@ -100,7 +99,7 @@ def test_labels_below_the_threshold_are_dropped():
 def test_doubt_is_the_probability_to_be_wrong(factor):
     logits = torch.tensor([[[0.0, NINE_TENTHS], [-NINE_TENTHS, 30.0]]])
     size = (2 * factor, 2 * factor)
-    doubts = teacher_doubts(make_selection(logits), size)
+    doubts = make_selection(logits).doubts_at(size)
     corners = doubts[0, :: size[0] - 1, :: size[1] - 1]
     assert doubts.shape == (1, *size) and corners.tolist() == [[128, 26], [26, 0]]
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.sam import EncodedImages, PromptOutput
-from s4m_d2.semi.refinement import MASKS_AT_ONCE, PointRefiner, TeacherMasks, build_refiner
+from s4m_d2.semi.pseudo_labels import MASKS_AT_ONCE
+from s4m_d2.semi.refinement import PointRefiner, TeacherMasks, build_refiner
 
 LOW_RES = 8
 
@@ -36,7 +37,7 @@ class FakeBackend:
         for image, clicks in enumerate(points):
             logits = torch.where(columns == torch.arange(3)[:, None], 5.0, -5.0)
             logits = logits[:, None, :].repeat(len(clicks), 1, LOW_RES, 1).view(-1, 3, LOW_RES, 9)
-            outputs.append(PromptOutput(logits, self.ious[image], None))
+            outputs.append(PromptOutput(logits, self.ious[image]))
         return outputs
 
     def upscale(self, mask_logits, image_size):

@@ -21,7 +21,13 @@ from seeds import seeded
 from s4m_d2.sam import EncodedImages, PromptOutput
 from s4m_d2.sam.segment_anything import SegmentAnythingBackend, build_tiny_toyscapes
 from s4m_d2.semi.pseudo_labels import Selection, select_pseudo_labels
-from s4m_d2.semi.refinement import PointRefiner, TeacherMasks, sample_mask_points
+from s4m_d2.semi.refinement import (
+    FALLBACKS,
+    PREDICTED_IOU,
+    PointRefiner,
+    TeacherMasks,
+    sample_mask_points,
+)
 from s4m_d2.structures import PseudoLabels, drop_empty
 
 SIDE, LOW_RES = 256, 64  # the square frame of the tiny SAM and of its mask logits
@@ -166,7 +172,7 @@ def random_answer(selection, seed, broken):
     if broken != 0:
         ious[draws[0] < 0.3] = broken
         logits[..., 5, 7][draws[1] < 0.3] = broken
-    return PromptOutput(logits, ious, None)
+    return PromptOutput(logits, ious)
 
 
 def assert_same_instances(labels, expected):
@@ -210,7 +216,7 @@ def test_a_batch_equals_the_rules_applied_instance_by_instance(
     largest = [abs(values.max()) for of_image in of_teacher for values in of_image]
     assume(min([*largest, *(of_image.margin for of_image in expected)]) > NEAR_ZERO)
     backend.tries = [[answers[i][k] for i in active] for k in range(tries)]
-    options = {"mask_thresh": thresh, "min_agreement": least, "tries": tries}
+    options = {"min_agreement": least, "tries": tries}
     images = torch.arange(len(sizes)).view(-1, 1, 1, 1).expand(-1, 3, *CANVAS)
     refined = PointRefiner(backend=backend, **options)(selections, images, sizes)
     if active:
@@ -219,10 +225,11 @@ def test_a_batch_equals_the_rules_applied_instance_by_instance(
         assert labels.image_size == size
         assert_same_instances(labels, of_image.instances)
     ious = sum((of_image.ious for of_image in expected), [])
-    assert refined.predicted_ious.tolist() == ious
-    assert refined.num_fallbacks == sum(of_image.fallbacks for of_image in expected)
+    fallbacks = sum(of_image.fallbacks for of_image in expected)
+    stats = {PREDICTED_IOU: np.mean(ious), FALLBACKS: fallbacks / len(ious)} if ious else {}
+    assert {name: float(value) for name, value in refined.stats.items()} == pytest.approx(stats)
 
-    plain = TeacherMasks(mask_thresh=thresh)(selections, images, sizes)
+    plain = TeacherMasks()(selections, images, sizes)
     for labels, selection, values in zip(
         drop_empty(plain.labels), selections, of_teacher, strict=True
     ):
@@ -240,9 +247,9 @@ def test_an_instance_that_neither_sam_nor_the_teacher_has_at_image_size_is_dropp
     selection = Selection(PseudoLabels(torch.arange(3), masks > 0, scores), masks, (8.0, 10.0), {})
     logits = torch.full((3, 3, LOW_RES, LOW_RES), -1.0)
     logits[2, 1, 20:40, 10:30] = 1.0
-    backend.tries = [[PromptOutput(logits, torch.tensor([[0.1, 0.9, 0.2]] * 3), None)]]
+    backend.tries = [[PromptOutput(logits, torch.tensor([[0.1, 0.9, 0.2]] * 3))]]
     refined = PointRefiner(backend=backend)([selection], torch.zeros(1, 3, 32, 40), [(32, 40)])
-    assert refined.num_fallbacks == 2 and len(refined.predicted_ious) == 3
+    assert refined.stats[FALLBACKS] == 2 / 3
     [labels] = drop_empty(refined.labels)
     assert labels.labels.tolist() == [0, 2]
     assert torch.equal(labels.scores, scores[[0, 2]])

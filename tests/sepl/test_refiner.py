@@ -17,6 +17,7 @@ from s4m_d2.sam import EncodedImages, build_sam_backend
 from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
 from s4m_d2.semi import build_refiner
 from s4m_d2.semi.pseudo_labels import Selection
+from s4m_d2.semi.refinement import FALLBACKS, PREDICTED_IOU
 from s4m_d2.sepl.refiner import SEPLRefiner
 from s4m_d2.structures import PseudoLabels
 
@@ -87,8 +88,8 @@ def test_classes_and_scores_stay_and_the_predicted_ious_are_of_the_selected_mask
         before = selection_of(masks).labels
         assert torch.equal(labels.labels, before.labels)
         assert torch.equal(labels.scores, before.scores)
-    assert refined.predicted_ious.tolist() == pytest.approx([0.9, 0.8, 0.7])
-    assert (refined.num_fallbacks, refined.num_instances) == (1, 3)
+    stats = {PREDICTED_IOU: 0.8, FALLBACKS: 1 / 3}  # of 0.9, 0.8 and 0.7
+    assert {name: float(value) for name, value in refined.stats.items()} == pytest.approx(stats)
     assert len(script.shown) == 2, "the image without pseudo-labels was segmented"
 
 
@@ -118,8 +119,8 @@ def test_it_is_the_literal_double_loop(seed, counts, o_s, o_p):
             expected[index] = np.any([mask for mask, best, _ in selected if best == index], axis=0)
         fallbacks += len(teachers) - len({best for _, best, _ in selected})
         assert np.array_equal(labels.masks.numpy(), expected)
-    assert refined.num_fallbacks == fallbacks
-    assert refined.num_instances == sum(len(teachers) for teachers, _ in scenes)
+    total = sum(len(teachers) for teachers, _ in scenes)
+    assert refined.stats.get(FALLBACKS, 0) == fallbacks / max(total, 1)
 
 
 def test_images_are_encoded_once_and_shown_as_they_are_without_padding():
@@ -140,20 +141,19 @@ def test_images_are_encoded_once_and_shown_as_they_are_without_padding():
 
 
 def test_the_config_selects_it_with_its_settings():
-    cfg = load_config("", ["S4M.REFINE.METHOD", "sepl", "S4M.PSEUDO_LABEL.MASK_THRESH", "0.8"])
+    cfg = load_config("", ["S4M.REFINE.METHOD", "sepl"])
     settings = {"POINTS_PER_SIDE": 7, "PRED_IOU_THRESH": 0.6, "STABILITY_SCORE_THRESH": 0.5}
     settings |= {"BOX_NMS_THRESH": 0.4, "MIN_MASK_REGION_AREA": 9}
     cfg.S4M.REFINE.SEPL.update(settings | {"O_S_THRESH": 0.4, "O_P_THRESH": 0.9})
     refiner = build_refiner(cfg, Scripted({}))
     assert isinstance(refiner, SEPLRefiner)
     assert refiner.thresholds == {"o_s_thresh": 0.4, "o_p_thresh": 0.9}
-    assert refiner.logit_thresh == pytest.approx(np.log(4))
     chosen = refiner.automatic_masks.settings
     assert {key: getattr(chosen, key.lower()) for key in settings} == settings
 
 
 def refined_scene(device: str):
-    """A toyscapes scene, whose true masks the tiny SAM redraws; number of instances."""
+    """A toyscapes scene, whose true masks the tiny SAM redraws."""
     words = ["S4M.SAM.BACKEND", "tiny_toyscapes", "S4M.SAM.CHECKPOINT", "", "MODEL.DEVICE", device]
     backend = build_sam_backend(load_config("", words))
     few = AutomaticMaskSettings(5, pred_iou_thresh=0.6, stability_score_thresh=0.6)
@@ -165,14 +165,14 @@ def refined_scene(device: str):
     labels = PseudoLabels(*(t.to(device) for t in (labels.labels, labels.masks, labels.scores)))
     there = Selection(labels, selection.mask_logits.to(device), selection.content_size, {})
     image = torch.from_numpy(scene.image).permute(2, 0, 1)[None].to(device)
-    return refiner([there], image, [(128, 256)]), len(labels)
+    return refiner([there], image, [(128, 256)])
 
 
 @pytest.mark.gpu
 def test_on_a_gpu_it_is_the_same():
-    expected, count = refined_scene("cpu")
-    assert expected.num_fallbacks < count
-    refined, _ = refined_scene("cuda")
+    expected = refined_scene("cpu")
+    assert expected.stats[FALLBACKS] < 1
+    refined = refined_scene("cuda")
     masks = refined.labels[0].masks
-    assert masks.is_cuda and refined.predicted_ious.is_cuda
+    assert masks.is_cuda and refined.stats[PREDICTED_IOU].is_cuda
     assert (masks.cpu() != expected.labels[0].masks).float().mean() < 1e-2

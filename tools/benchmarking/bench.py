@@ -19,7 +19,6 @@ from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.errors import ConfigError
 from s4m_d2.losses import build_distillation
 from s4m_d2.sam import EncodedImages, PromptOutput, build_sam_backend
-from s4m_d2.sam.point_prompts import build_compute_options
 from s4m_d2.sam.segment_anything import SegmentAnythingBackend
 from s4m_d2.semi import EMATeacher
 
@@ -151,7 +150,7 @@ def build_sam(cfg):
     for parameter in sam.parameters():
         if not parameter.abs().max():  # positions and biases of attention start at 0
             nn.init.normal_(parameter, std=0.02)
-    return SegmentAnythingBackend(sam, **build_compute_options(cfg))
+    return SegmentAnythingBackend.build_from_config(cfg, sam)
 
 
 class OtherBackend:
@@ -185,7 +184,7 @@ class FixedAnswers(OtherBackend):
         if self.passes:
             self._backend.prompt(encoded, points, *labels, **options)
         pairs = zip(points, self.answers, strict=False)
-        return [PromptOutput(masks[: len(p)], ious[: len(p)], None) for p, (masks, ious) in pairs]
+        return [PromptOutput(masks[: len(p)], ious[: len(p)]) for p, (masks, ious) in pairs]
 
 
 class OneByOne(OtherBackend):

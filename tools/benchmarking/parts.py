@@ -94,7 +94,7 @@ class Parts:
     @cached_property
     def wanted(self) -> list[list[dict]]:
         """The criterion's targets."""
-        about = self.bench.size, self.bench.num_classes, self.bench.device
+        about = self.bench.size, self.bench.device
         return [[prepare_target(x, *about) for x in batch] for batch in self.batches]
 
     @cached_property

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
 from s4m_d2.sam.backend import SamBackend
 from s4m_d2.semi.pseudo_labels import Selection
-from s4m_d2.semi.refinement import PointRefiner, teacher_masks
+from s4m_d2.semi.refinement import PointRefiner
 from s4m_d2.sepl.refiner import SEPLRefiner
 from s4m_d2.structures import PseudoLabels
 from sepl_study.scenes import StudyScene, exact_masks
@@ -110,7 +110,7 @@ def _ious(error: str, scene: StudyScene, refiners: tuple) -> list[np.ndarray]:
     truth = truth[truth.sum((1, 2)) >= MIN_AREA]
     selection = erring_selection(truth, error, label_generator(0, f"{error} {scene.name}"))
     left = selection.labels.masks.any(2).any(1).numpy()
-    found = [teacher_masks(selection, size).numpy()[left]]
+    found = [selection.masks_at(size).numpy()[left]]
     image = torch.from_numpy(scene.image).permute(2, 0, 1)[None]
     for refiner in refiners:
         generator = torch.Generator().manual_seed(int(scene.name))

@@ -1,4 +1,4 @@
-"""The checkpointer, and weight files: written at once, read without running their code."""
+"""The checkpointer: files written at once, and which of them a run continues from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,18 +19,13 @@ from torch import nn
 
 from s4m_d2.engine.checkpointing.weight_names import ClassLists, LoadReport, fit
 from s4m_d2.errors import S4MError, WeightsError, attempt, raise_all
-from s4m_d2.files import atomic_write, refused_object
-from s4m_d2.pretrained import PYPI, read_pypi_weights
-from s4m_d2.restricted_pickle import load_arrays
+from s4m_d2.files import atomic_write
+from s4m_d2.pretrained import read_weight_file
 
 LAST_CHECKPOINT = "last_checkpoint"
 FINAL_CHECKPOINT = "model_final.pth"
 _FINAL_POSITION = sys.maxsize
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
-
-_ZIP = b"PK\x03\x04"
-_TORCH_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
-_SAFETENSORS = b'{"'  # begins the header, after its length in 8 bytes
 
 logger = logging.getLogger(__name__)
 
@@ -206,65 +201,6 @@ class S4MCheckpointer(DetectionCheckpointer):
                 "and give its path."
             ) from error
         return read_weight_file(local_path, mapped=mapped)
-
-
-def read_weight_file(path: str, *, mapped: bool = False, verified: bool = False) -> dict[str, Any]:
-    """Read a ``.pth`` (PyTorch), ``.pkl`` (NumPy arrays) or ``.safetensors`` file, by its content.
-
-    Args:
-        path: of the file, or :data:`s4m_d2.pretrained.ADDRESS`.
-        mapped: memory-map the tensors of a ``.pth``, to read only names and shapes (not PyTorch's
-            oldest format).
-        verified: verify the checksums of a ``.pth`` (PyTorch's oldest format has none).
-
-    Returns the content, with tensors on the CPU. WeightsError: the file is missing, damaged,
-    contains code, or is not a weight file.
-    """
-    if path.startswith(PYPI):
-        return read_pypi_weights(path)
-    if not os.path.isfile(path):
-        found = "a folder" if os.path.isdir(path) else f"no such file, seen from '{os.getcwd()}'"
-        raise WeightsError(
-            f"Weights '{path}': {found}. Give the path of a .pth, .pkl or .safetensors file (keys "
-            "MODEL.WEIGHTS, S4M.TEACHER_WEIGHTS)."
-        )
-    try:
-        content = _read(path, mapped, verified)
-    except Exception as error:  # of any kind: the unpickler checks little
-        if name := refused_object(error):
-            raise WeightsError(
-                f"Weights '{path}' hold Python objects ({name}), which are refused because "
-                "loading them may run code. Save a dictionary of tensors (model.state_dict())."
-            ) from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise WeightsError(
-            f"Weights '{path}' are truncated, damaged, a web page, a Git LFS pointer or none "
-            f"({reason}). Get the file again, PyTorch's .pth, a .pkl of arrays or .safetensors."
-        ) from error
-    if not isinstance(content, Mapping):
-        kind = type(content).__name__
-        raise WeightsError(f"Weights '{path}': expected a dictionary of tensors, found a {kind}.")
-    return dict(content)
-
-
-def _read(path: str, mapped: bool, verified: bool) -> Any:
-    with open(path, "rb") as file:
-        head = file.read(64)
-    is_zip = head.startswith(_ZIP)
-    if verified and is_zip:
-        with zipfile.ZipFile(path) as archive:
-            if wrong := archive.testzip():
-                raise ValueError(f"{wrong} is damaged")
-    if is_zip or head.startswith(_TORCH_LEGACY):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
-    if not head.startswith(_SAFETENSORS, 8) and not path.endswith(".safetensors"):
-        with open(path, "rb") as file:
-            return load_arrays(file)
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise ValueError("its reader is missing: pip install safetensors") from error
-    return load_file(path)
 
 
 def numbered_name(iteration: int) -> str:

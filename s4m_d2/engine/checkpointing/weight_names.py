@@ -14,6 +14,7 @@ from torch import Tensor
 
 from s4m_d2.errors import WeightsError, first_names
 from s4m_d2.modeling.timm_backbone import ADDED_LAYERS, BACKBONE, to_own_names
+from s4m_d2.pretrained import renamed
 
 #: The two models of a semi-supervised run, and the prefixes of their names in the checkpoints of
 #: Guided Distillation and S4M.
@@ -28,13 +29,13 @@ _INDEX = re.compile(r"\.\d+(?=\.|$)")  # of a layer
 _PIXEL_DECODER, _PREDICTOR = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
 _CLASS_ROWS = (f"{_PREDICTOR}class_embed.weight", f"{_PREDICTOR}class_embed.bias")
 _TORCHVISION_RESNET = "layer1.0.conv1.weight"
-_TORCHVISION_NAMES = (
-    (re.compile(r"^(conv1|bn1)\."), r"stem.\1."),
-    (re.compile(r"^layer(\d)\."), lambda match: f"res{int(match[1]) + 1}."),
-    (re.compile(r"\bbn(\d)\."), r"conv\1.norm."),
-    (re.compile(r"\bdownsample\.0\."), "shortcut."),
-    (re.compile(r"\bdownsample\.1\."), "shortcut.norm."),
-)
+_TORCHVISION_NAMES = {
+    r"^(conv1|bn1)\.": r"stem.\1.",
+    r"^layer(\d)\.": lambda match: f"res{int(match[1]) + 1}.",
+    r"\bbn(\d)\.": r"conv\1.norm.",
+    r"\bdownsample\.0\.": "shortcut.",
+    r"\bdownsample\.1\.": "shortcut.norm.",
+}
 
 # Values that the config sets; published files may lack them.
 _EMPTY_WEIGHT = "criterion.empty_weight"  # a weight for each class
@@ -104,7 +105,7 @@ def model_weights(
     if found is None and teacher is not None:
         found = branch
     if _TORCHVISION_RESNET in state:
-        state = {_detectron2_name(name): value for name, value in state.items()}
+        state = {renamed(name, _TORCHVISION_NAMES): value for name, value in state.items()}
     dotted = any("." in name for name in state)
     if content.get("__author__") == "Caffe2" or not dotted and any(n[-2:] == "_w" for n in state):
         state = {k: v for k, v in state.items() if not k.endswith("_momentum")}
@@ -168,19 +169,13 @@ def _current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     nested = any(name.startswith(_PIXEL_DECODER) for name in state)
     flat = f"{_PREDICTOR}query_embed.weight" in state and not nested
-    renamed = {}
+    current = {}
     for name, value in state.items():
         name = name.replace("static_query", "query_feat")
         if flat and not name.startswith(_PREDICTOR):
             name = re.sub("^sem_seg_head\\.", _PIXEL_DECODER, name)
-        renamed[re.sub(f"^{_PIXEL_DECODER}pixel_decoder\\.", _PIXEL_DECODER, name)] = value
-    return renamed
-
-
-def _detectron2_name(name: str) -> str:
-    for pattern, replacement in _TORCHVISION_NAMES:
-        name = pattern.sub(replacement, name)
-    return name
+        current[re.sub(f"^{_PIXEL_DECODER}pixel_decoder\\.", _PIXEL_DECODER, name)] = value
+    return current
 
 
 def _by_class(

@@ -31,7 +31,7 @@ from s4m_d2.engine.training.build import labeled_names
 from s4m_d2.errors import ConfigError, InputError, S4MError
 from s4m_d2.losses.structural_distillation import StructuralDistillation
 from s4m_d2.sam import SamBackend
-from s4m_d2.semi.refinement import TeacherMasks, logit, teacher_masks
+from s4m_d2.semi.refinement import TeacherMasks
 from s4m_d2.structures import PseudoLabels, sample_generators
 from s4m_d2.tiling import build_tiling
 from s4m_d2.visualization import (
@@ -160,7 +160,6 @@ class FigureSet:
         what the first model, the student, predicts."""
         samples, names, rows = self._validation(), self.names(), []
         assert self.labeling is not None
-        thresh = logit(self.labeling.selection["mask_thresh"])
         student, model = next(iter(self.models.items()), ("", None))
         for start in range(0, len(samples), 2):  # in pairs, which exchange instances
             pair = samples[start : start + 2]
@@ -170,7 +169,7 @@ class FigureSet:
                 mixed = self._rgb(views.student_batch[i]["image"])
                 height, width = weak.shape[:2]
                 labels = views.selections[i].labels
-                masks = teacher_masks(views.selections[i], (height, width), thresh)
+                masks = views.selections[i].masks_at((height, width))
                 row: list[np.ndarray | None] = [
                     weak,
                     self._truth({**sample, "image": sample["image_weak"]}),

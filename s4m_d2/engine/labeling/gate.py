@@ -157,7 +157,6 @@ def measure_sam(
         frame = torch.tensor(image).permute(2, 0, 1)[None]
         encoded = backend.encode(frame.to(backend.device), [image.shape[:2]])
         (output,) = backend.prompt(encoded, [points.to(backend.device)])
-        assert output.mask_logits is not None and output.iou_predictions is not None
         pairs = zip(output.mask_logits, masks, strict=True)
         ious = torch.stack([_ious(backend, *pair) for pair in pairs])
         rated = ious.gather(1, output.iou_predictions.cpu().argmax(dim=1, keepdim=True))[:, 0]
@@ -277,7 +276,7 @@ def apply_decision(decision: Decision, labeling: PseudoLabeling) -> None:
         labeling.arp = None
     choice = decision.get("choice")
     if choice == OFF:
-        labeling.refiner = TeacherMasks(mask_thresh=labeling.selection["mask_thresh"])
+        labeling.refiner = TeacherMasks()
     elif choice:
         labeling.refiner.prompt = choice
 

@@ -20,7 +20,7 @@ from s4m_d2.semi.arp import ARP
 from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.semi.filters import ClassThresholds, drop_duplicates, drop_low_quality, mask_quality
 from s4m_d2.semi.pseudo_labels import Selection, select_pseudo_labels
-from s4m_d2.semi.refinement import Refinement, build_refiner, logit, teacher_doubts
+from s4m_d2.semi.refinement import Refinement, build_refiner
 from s4m_d2.structures import PseudoLabels, drop_empty, sample_generators
 from s4m_d2.transfers import to_device
 
@@ -61,7 +61,7 @@ class PseudoLabeling:
         class_thresholds: the scores' thresholds by class; None: ``score_thresh``.
         mask_quality_thresh: labels with a lower :func:`mask_quality` are dropped; 0.0: none.
         label_weight: weight labels in the losses by that quality.
-        pixel_weight: weight pixels in the losses by :func:`teacher_doubts`.
+        pixel_weight: weight pixels in the losses by :meth:`Selection.doubts_at`.
     """
 
     @configurable
@@ -195,20 +195,20 @@ class PseudoLabeling:
         pairs = list(zip(refinement.labels, selections, strict=True))
         drops_duplicates = min(self.duplicate_iou, self.duplicate_overlap) < 1.0
         if self.label_weight or self.mask_quality_thresh > 0 or drops_duplicates:
-            thresh = logit(self.selection["mask_thresh"])
-            pairs = [(replace(x, quality=mask_quality(s, x, thresh)), s) for x, s in pairs]
+            pairs = [(replace(x, quality=mask_quality(s, x)), s) for x, s in pairs]
         if self.pixel_weight:
-            pairs = [(replace(x, doubts=teacher_doubts(s, x.image_size)), s) for x, s in pairs]
+            pairs = [(replace(x, doubts=s.doubts_at(x.image_size)), s) for x, s in pairs]
         labels = drop_empty([of_image for of_image, _ in pairs])
-        count = sum(map(len, labels))
+        count, stats = sum(map(len, labels)), dict(refinement.stats)
         if self.mask_quality_thresh > 0:  # first: else it could replace a better duplicate
             labels = drop_low_quality(labels, self.mask_quality_thresh)
-            refinement = replace(refinement, num_low_quality=count - sum(map(len, labels)))
-            count = sum(map(len, labels))
+            dropped, count = count - sum(map(len, labels)), sum(map(len, labels))
+            stats["pseudo_labels/low_quality_per_image"] = dropped / len(labels)
         if drops_duplicates:
             labels = drop_duplicates(labels, self.duplicate_iou, self.duplicate_overlap)
-            refinement = replace(refinement, num_duplicates=count - sum(map(len, labels)))
-        return replace(refinement, labels=labels)
+            dropped = count - sum(map(len, labels))
+            stats["pseudo_labels/duplicates_per_image"] = dropped / len(labels)
+        return Refinement(labels, stats)
 
 
 def label_statistics(
@@ -224,13 +224,4 @@ def label_statistics(
         "pseudo_labels/per_image_after_arp": sum(map(len, after_arp)) / images,
     }
     stats |= {f"pseudo_labels/{name}": value / queries for name, value in totals.items()}
-    if refinement.num_low_quality is not None:
-        stats["pseudo_labels/low_quality_per_image"] = refinement.num_low_quality / images
-    if refinement.num_duplicates is not None:
-        stats["pseudo_labels/duplicates_per_image"] = refinement.num_duplicates / images
-    if len(refinement.predicted_ious):
-        stats["refinement/predicted_iou"] = refinement.predicted_ious.mean()
-    count = refinement.num_instances
-    if count := len(refinement.predicted_ious) if count is None else count:
-        stats["refinement/fallbacks"] = refinement.num_fallbacks / count
-    return stats
+    return stats | refinement.stats

@@ -28,7 +28,7 @@ from s4m_d2.errors import ConfigError, DatasetError, Finding, S4MError
 from s4m_d2.evaluation import PseudoLabelQuality
 from s4m_d2.files import remove_lines
 from s4m_d2.report.run import MEASURES
-from s4m_d2.semi.refinement import Refinement, TeacherMasks, logit, teacher_masks
+from s4m_d2.semi.refinement import Refinement, TeacherMasks
 from s4m_d2.tiling import build_tiling
 
 logger = logging.getLogger(__name__)
@@ -115,9 +115,8 @@ class QualityMeasurement:
         device = next(labeling.teacher.model.parameters()).device.type
         with torch.autocast(device, self.precision, enabled=self.precision is not None):
             [selection], refinement = labeling.label([sample])
-        thresh = logit(labeling.selection["mask_thresh"])
-        masks = teacher_masks(selection, truth.image_size, thresh)
-        unrefined = Refinement([selection.labels.with_masks(masks)], selection.labels.scores[:0])
+        masks = selection.masks_at(truth.image_size)
+        unrefined = Refinement([selection.labels.with_masks(masks)])
         before = labeling.judge([selection], unrefined)
         labels = {BEFORE: before.labels[0], AFTER: refinement.labels[0]}
         area = sample["height"] * sample["width"] / math.prod(truth.image_size)
