@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -34,6 +35,10 @@ PUBLISHED_AT = {  # by model, or else by backend
 }
 MOST_NAMED = 3  # entries in an error message
 _ENCODER = "image_encoder."  # in names of all these models; a wrapper's prefix precedes it
+_VIT_WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
+_VIT_GRID = (1, 64, 64)
+_HIERA_BLOCK = re.compile(r"image_encoder\.trunk\.blocks\.(\d+)\.")
+_HIERA_DEPTHS = {12: "hiera_t", 16: "hiera_s", 24: "hiera_b+", 48: "hiera_l"}
 
 
 def load_sam(
@@ -70,10 +75,12 @@ def load_sam(
     with torch.random.fork_rng(devices=[]):  # initial weights, which are replaced
         sam = build()
     if problems := _mismatches(state, sam.state_dict()):
+        found, settings = _recognize(state)
+        if found and found != model:
+            raise WeightsError(f"{subject} is of {found}: set {settings}. For {model}: {remedy}")
         raise WeightsError(
             f"{subject} is of another model ({len(state)} entries, expected "
-            f"{len(sam.state_dict())}): {first_names(problems, MOST_NAMED, '; ')}. Set "
-            f"S4M.SAM.BACKEND and S4M.SAM.MODEL_TYPE {_published_as(path)}. For {model}: {remedy}"
+            f"{len(sam.state_dict())}): {first_names(problems, MOST_NAMED, '; ')}. {remedy}"
         )
     if not next(sam.parameters()).is_meta:
         sam.load_state_dict(state)
@@ -94,17 +101,6 @@ def _remedy(model: str) -> str:
             files, place = models[model], PUBLISHED_AT.get(model, PUBLISHED_AT[backend])
             return f"Download {' or '.join(files)} from {place} and set S4M.SAM.CHECKPOINT to it."
     return 'Set S4M.SAM.CHECKPOINT to "" for the packaged weights.'
-
-
-def _published_as(path: str | Path) -> str:
-    """Values of S4M.SAM.BACKEND and MODEL_TYPE for a file, if it has a published name."""
-    known = (
-        f"to {backend} {model}"
-        for backend, models in PUBLISHED_WEIGHTS.items()
-        for model, files in models.items()
-        if Path(path).name in files
-    )
-    return next(known, "to those of the file")
 
 
 def _mismatches(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
@@ -135,3 +131,19 @@ def _unwrap(content: Mapping) -> Mapping:
 def _prefixes(state: Mapping) -> set[str]:
     names = (name for name in state if isinstance(name, str))
     return {name.partition(_ENCODER)[0] for name in names if _ENCODER in name}
+
+
+def _recognize(state: Mapping[str, Tensor]) -> tuple[str, str]:
+    """Model of a state dict and the settings that use it; ("", "") if it is unknown."""
+    if any(name.endswith("hf_token.weight") for name in state):
+        return "HQ-SAM", "S4M.SAM.BACKEND transformers, S4M.SAM.CHECKPOINT to its name there"
+    blocks = {match[1] for match in map(_HIERA_BLOCK.match, state) if match}
+    position = state.get("image_encoder.pos_embed")
+    if any(name.startswith("image_encoder.patch_embed.seq.") for name in state):  # TinyViT's
+        model = "vit_t"
+    elif position is not None and position.shape[:-1] == _VIT_GRID:
+        model = _VIT_WIDTHS.get(position.shape[-1], "")
+    else:
+        model = _HIERA_DEPTHS.get(len(blocks), "")
+    backend = "sam2" if blocks else "segment_anything"
+    return model, f"S4M.SAM.BACKEND {backend} S4M.SAM.MODEL_TYPE {model}"

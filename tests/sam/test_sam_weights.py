@@ -143,30 +143,48 @@ def published_vit_b():
     return {name: torch.zeros(()).expand(value.shape) for name, value in state.items()}
 
 
-def test_a_file_of_another_model_is_named_with_its_settings_if_its_name_is_published(
-    published_vit_b, tmp_path
-):
-    for name, expected in (
-        ("sam_vit_b_01ec64.pth", "segment_anything vit_b"),
-        ("sam2.1_hiera_tiny.pt", "sam2 hiera_t"),
-        ("best.pt", "1, 64, 64, 768"),
-    ):
-        torch.save(published_vit_b, tmp_path / name)
+def position(width):
+    return {"image_encoder.pos_embed": torch.zeros(()).expand(1, 64, 64, width)}
+
+
+def hiera(depth):
+    names = [f"image_encoder.trunk.blocks.{i}.norm1.weight" for i in range(depth)]
+    return {"model": dict.fromkeys(names, torch.zeros(2))}
+
+
+HQ = {"mask_decoder.hf_token.weight": torch.zeros(1, 256)}
+TINY_VIT = {"image_encoder.patch_embed.seq.0.c.weight": torch.zeros(32, 3, 3, 3)}
+# From the state dict of vit_b to the file, and what its message must name.
+FOREIGN = {
+    "vit_b": (lambda state: state, "S4M.SAM.BACKEND segment_anything S4M.SAM.MODEL_TYPE vit_b"),
+    "vit_b, wrapped": (WRAPPERS["micro-sam's training"], "S4M.SAM.MODEL_TYPE vit_b"),
+    "vit_h": (lambda state: state | position(1280), "S4M.SAM.MODEL_TYPE vit_h"),
+    "HQ-SAM": (lambda state: state | HQ, "HQ-SAM"),
+    "HQ-SAM's decoder": (lambda _: {"hf_token.weight": torch.zeros(1, 256)}, "HQ-SAM"),
+    "MobileSAM": (lambda _: TINY_VIT, "S4M.SAM.BACKEND segment_anything S4M.SAM.MODEL_TYPE vit_t"),
+    "Light HQ-SAM": (lambda _: TINY_VIT | HQ, "HQ-SAM"),
+    "SAM 2": (lambda _: hiera(24), "S4M.SAM.BACKEND sam2 S4M.SAM.MODEL_TYPE hiera_b+"),
+}
+
+
+def test_a_file_of_another_model_is_recognized(published_vit_b, tmp_path):
+    for content, expected in FOREIGN.values():
+        torch.save(content(published_vit_b), tmp_path / "weights.pth")
         with pytest.raises(WeightsError) as caught:
-            with torch.device("meta"):
-                load_sam(sam_model_registry["vit_l"], tmp_path / name, "vit_l")
+            load_sam(small_sam, tmp_path / "weights.pth", "vit_l")
         assert expected in str(caught.value) and "sam_vit_l_0b3195.pth" in str(caught.value)
 
 
 def test_the_published_names_and_shapes_are_those_of_the_library(published_vit_b, tmp_path):
-    """MedSAM's file has them too. One entry more is named."""
+    """MedSAM's file has them too. One entry more is named, without advice to set what is set."""
     path = tmp_path / "medsam_vit_b.pth"
     torch.save(published_vit_b, path)
     with torch.device("meta"):
         load_sam(sam_model_registry["vit_b"], path, "vit_b")
         torch.save({**published_vit_b, "image_encoder.lora": torch.zeros(2)}, path)
-        with pytest.raises(WeightsError, match="image_encoder.lora"):
+        with pytest.raises(WeightsError, match="image_encoder.lora") as caught:
             load_sam(sam_model_registry["vit_b"], path, "vit_b")
+    assert "MODEL_TYPE" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
