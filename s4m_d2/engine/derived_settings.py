@@ -197,7 +197,7 @@ def _iterations(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[D
     batch = cfg.S4M.UNLABELED_IMS_PER_BATCH or solver.IMS_PER_BATCH
     student, why = _rounds(facts.unlabeled, f"unlabeled {facts.unit}s", batch, budget.student)
     fewest = min(2 * cfg.S4M.TEACHER.MAX_ITER, budget.student[2])
-    if runs_stage(cfg, "teacher") and student < fewest:  # it begins with the backbone alone, too
+    if runs_stage(cfg, "teacher") and student < fewest:  # it may begin with the backbone alone, too
         student, why = fewest, "2 times stage 1"
     yield Derived("SOLVER.MAX_ITER", student, why)
 
