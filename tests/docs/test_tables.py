@@ -73,12 +73,15 @@ def test_the_tables_of_the_evidence_are_taken_from_it():
     assert not missing
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/evidence.md"])
-def test_figures_on_real_images_are_those_of_the_runs(page):
+@pytest.mark.parametrize(
+    ("page", "cells"),
+    [("README.md", "| {AP:.1f} |"), ("docs/evidence.md", "| {AP:.1f} | {AP50:.1f} |")],
+)
+def test_figures_on_real_images_are_those_of_the_runs(page, cells):
     text = (ROOT / page).read_text()
     for path in (DOCS / "ablation-nuclei").glob("*.json"):
         student = json.loads(path.read_text())["models"]["student"]
-        assert f"| {student['AP']:.1f} | {student['AP50']:.1f} |" in text
+        assert cells.format(**student) in text
 
 
 @pytest.mark.parametrize("name", ["nuclei", "facades"])
