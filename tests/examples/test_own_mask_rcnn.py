@@ -81,12 +81,14 @@ def test_mask_rcnn_learns_from_pseudo_labels(cfg, tmp_path):
     S4MCheckpointer(confident(S4MTrainer.build_model(cfg)), str(tmp_path)).save("stage_1")
     trainer = S4MTrainer(cfg, str(tmp_path / "stage_1.pth"))
     steps, views = [], []
-    model, labeling = trainer._trainer.model, trainer.pseudo_labeling
+    step = trainer._trainer
+    model, labeling = step.model, step.labeling
     forward = model.forward
     model.forward = lambda batch: steps.append(forward(batch)) or steps[-1]
-    model.pseudo_labeling = lambda batch: views.append(labeling(batch)) or views[-1]
+    step.labeling = lambda batch: views.append(labeling(batch)) or views[-1]
     trainer.train()
     labels = [label for found in views[0].arp_labels for label in found.labels.tolist()]
     assert labels and set(labels) == {CLASS}
-    assert steps[0]["unsup/loss_mask"] > 0 and steps[0]["unsup/loss_box_reg"] > 0
+    _, of_unlabeled = steps[:2]
+    assert of_unlabeled["loss_mask"] > 0 and of_unlabeled["loss_box_reg"] > 0
     assert all(torch.isfinite(loss) for losses in steps for loss in losses.values())

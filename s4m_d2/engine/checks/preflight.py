@@ -193,8 +193,12 @@ def _differing(cfg: CfgNode) -> list[str]:
 
 
 def _leaves(cfg: CfgNode) -> dict[str, Any]:
-    items = ((key, v) for key, v in config_items(cfg).items() if not isinstance(v, CfgNode))
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in items}
+    """Values by dotted key, sequences as lists, as YAML returns them."""
+    return {key: _lists(v) for key, v in config_items(cfg).items() if not isinstance(v, CfgNode)}
+
+
+def _lists(value: Any) -> Any:
+    return [*map(_lists, value)] if isinstance(value, list | tuple) else value
 
 
 def _fixed_length_errors(cfg: CfgNode, stage: str, before: Mapping[str, Any]) -> Iterator[S4MError]:
