@@ -203,7 +203,7 @@ class PointPromptBackend(SamBackend):
         """What a decoder returns for each image's prompts: float32, of ``shapes`` per prompt."""
         token_bytes = 4 * self.channels * self.grid_side**2
         together = prompts_per_pass(self.max_prompts, token_bytes, self.device)
-        groups = _group_prompts(_checked_labels(points, labels), together)
+        groups = _group_prompts(_checked_labels(encoded, points, labels), together)
         counts, device = [len(p) for p in points], self.device
         results = [torch.empty(sum(counts), *shape, device=device) for shape in shapes]
         clicks = self._frame_points(encoded, points)
@@ -245,17 +245,25 @@ class PointPromptBackend(SamBackend):
         return lambda prompts: (tokens.after(prompts),)
 
 
-def _checked_labels(points: Sequence[Tensor], labels: Sequence[Tensor]) -> list[np.ndarray]:
+def _checked_labels(
+    encoded: EncodedImages, points: Sequence[Tensor], labels: Sequence[Tensor]
+) -> list[np.ndarray]:
     """The labels as int64 arrays; synchronizes once if they are not on the CPU.
 
     InputError: shapes disagree, a label is unknown, or a prompt has one corner of a box, or several
     boxes.
     """
+    if not len(points) == len(labels) == len(encoded):
+        raise InputError(
+            f"{len(encoded)} encoded images, but points for {len(points)} and labels for "
+            f"{len(labels)}; give one tensor an image, with no rows where there is no prompt"
+        )
     arrays = to_host(*labels)
     for number, (p, kinds) in enumerate(zip(points, arrays, strict=True)):
         corners = np.stack([(kinds == label).sum(axis=-1) for label in BOX_LABELS])
         are_known = np.isin(kinds, VALID_LABELS).all() and corners.max(initial=0) <= 1
-        if p.shape != (*kinds.shape, 2) or not are_known or (corners[0] != corners[1]).any():
+        fits = kinds.ndim == 2 and p.shape == (*kinds.shape, 2)
+        if not fits or not are_known or (corners[0] != corners[1]).any():
             raise InputError(
                 f"image {number} has points {tuple(p.shape)} with labels {kinds.shape} of "
                 f"{np.unique(kinds).tolist()}; expected (N, P, 2) with (N, P) of 1, 0, -1 "

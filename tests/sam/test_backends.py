@@ -90,6 +90,7 @@ def test_inputs_that_disagree_are_refused():
     backend = build_small("segment_anything")
     encoded = backend.encode(image_of(64, 64)[None], [(64, 64)])
     for shapes, labels in (
+        ([], None),
         ([(2, 2)], None),
         ([(2, 1, 2)], [[[1, 1], [1, 1]]]),
         ([(1, 2, 2)], [[[1, -2]]]),
