@@ -259,6 +259,24 @@ def test_nothing_is_done_where_nobody_asks(adapting, tmp_path):
     assert not list((tmp_path / "run").iterdir())
 
 
+@pytest.mark.parametrize("small_part", [0, 1])  # what is trained on; what is held out
+def test_masks_too_small_to_learn_from_leave_sam_as_it_is(adapting, monkeypatch, small_part):
+    cfg, split = adapting(), gate.split_labeled
+    dot = {"segmentation": [[0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0]]}
+
+    def with_dots(cfg):
+        parts = list(split(cfg))
+        parts[small_part] = [
+            {**record, "annotations": [a | dot for a in record["annotations"]]}
+            for record in parts[small_part]
+        ]
+        return parts
+
+    monkeypatch.setattr(gate, "split_labeled", with_dots)
+    monkeypatch.setattr(gate, "MOST_TRIES", 3)
+    assert gate.adapted_config(cfg, resume=False) == cfg
+
+
 def test_one_labeled_image_is_too_few(adapting, measured, monkeypatch):
     records = gate.true_records
     monkeypatch.setattr(gate, "true_records", lambda names: records(names)[:1])

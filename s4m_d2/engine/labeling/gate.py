@@ -58,9 +58,10 @@ _MOST_CLASSES = 5  # that a line names
 SIDE = 256  # px that the long side of an image counts, whatever its size
 MIN_AREA = 40  # of these px
 SIZE_LIMITS = (0, 16, 32, 64, SIDE + 1)
+_TOO_SMALL = f"no image has a mask of {MIN_AREA} px, where its longer side counts {SIDE} px"
 
 BATCH, MASKS_DRAWN = 4, 24  # of SAM's fine-tuning
-WHOLE_CHANCE, MOST_TILES = 0.4, 4  # of a view
+WHOLE_CHANCE, MOST_TILES, MOST_TRIES = 0.4, 4, 1000  # of a view
 
 #: For JSON and checkpoints. "choice": a prompt or "off"; "drops_arp": whether ARP is off too;
 #: "text"; if masks were compared, also "images", or tiles, and "pq", before and with each prompt.
@@ -162,7 +163,7 @@ def measure_sam(
         rated = ious.gather(1, output.iou_predictions.cpu().argmax(dim=1, keepdim=True))[:, 0]
         found.append((categories[chosen], sides[chosen], rated, ious.amax(dim=1)))
     if not found:
-        raise DatasetError(f"no image has a mask of at least {MIN_AREA} px; give other images")
+        raise DatasetError(_TOO_SMALL)
     return SamQuality(*(np.concatenate(values) for values in zip(*found, strict=True)))
 
 
@@ -399,9 +400,12 @@ def _adapt(cfg: CfgNode) -> dict:
         while True:
             yield [random_view(trained, *shape, rng) for _ in range(BATCH)]
 
-    before = iou()
-    adapt_sam(backend, batches(), iterations=cfg.S4M.SAM.ADAPT, clicks=clicks, rng=rng)
-    after = iou()
+    try:
+        before = iou()
+        adapt_sam(backend, batches(), iterations=cfg.S4M.SAM.ADAPT, clicks=clicks, rng=rng)
+        after = iou()
+    except DatasetError as error:  # training goes on, and names what it cannot use
+        return {"kept": False, "text": f"left out: {error}"}
     kept = after > before
     saved = backend.save(os.path.join(cfg.OUTPUT_DIR, WEIGHTS)) if kept else ""
     text = f"IoU {before:.3f} before and {after:.3f} after {cfg.S4M.SAM.ADAPT} iterations, on "
@@ -414,9 +418,10 @@ def random_view(records: Sequence[dict], tile: int, side: int, rng: np.random.Ge
     """A part of a random image, turned and flipped, its longer side resized to ``side`` px, with
     some of its masks, at least one: what :func:`adapt_sam` takes.
 
-    tile: side of the tiles that SAM will see, px of the image; 0: it will see images.
+    tile: side of the tiles that SAM will see, px of the image; 0: it will see images. DatasetError:
+    no mask is large enough.
     """
-    while True:
+    for _ in range(MOST_TRIES):
         record = records[int(rng.integers(len(records)))]
         box = _random_box((record["height"], record["width"]), tile, rng)
         for cut in cut_record(record, [box], filter_empty=True):
@@ -426,6 +431,7 @@ def random_view(records: Sequence[dict], tile: int, side: int, rng: np.random.Ge
             masks = masks[masks.sum(axis=(1, 2)) >= MIN_AREA * (side / SIDE) ** 2]
             if len(masks):
                 return _turned(image, masks, rng)
+    raise DatasetError(_TOO_SMALL)
 
 
 def _random_box(size: tuple[int, int], tile: int, rng: np.random.Generator) -> Box:
