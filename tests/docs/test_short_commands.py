@@ -22,6 +22,8 @@ LONG = {
     "configs/cityscapes_": "needs Cityscapes",
     "configs/toyscapes_ablation.yaml": "minutes; tests/test_ablation_short.py",
     "tools/ablation.py --output": "an hour; tests/test_ablation_short.py",
+    "--set nuclei": "needs nuclei",
+    "--set facades": "needs facades",
     "tools/benchmark.py": "minutes; tests/test_benchmark.py",
     "tools/gpu_check.py": "minutes, and needs a GPU",
     "tools/memory.py": "minutes",
@@ -49,7 +51,10 @@ SMALL = (
 NO_SAM = ["--check", "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "S4M.SAM.BACKEND"]
 NO_SAM += ["tiny_toyscapes", "S4M.SAM.CHECKPOINT", "", "OUTPUT_DIR", "output/checked"]
 NO_WEIGHTS = [] if find_spec(MODULE) else ["MODEL.WEIGHTS", ""]
-ENDS = {"configs/custom_small.yaml": SMALL + NO_WEIGHTS, "configs/custom.yaml": NO_SAM}
+ENDS = {
+    "configs/custom_small.yaml": SMALL + ["S4M.SAM.ADAPT", "1"] + NO_WEIGHTS,
+    "configs/custom.yaml": NO_SAM,
+}
 VALUES = {"--labeled": {"60": "2", "40": "8", "20": "2", "10": "2"}}
 VALUES |= {"--unlabeled": {"200": "4", "40": "2"}}
 VALUES |= {"--train": {"400": "10"}, "--points-per-side": {"12": "4"}}
@@ -58,6 +63,8 @@ QUICKSTART = ["train_net.py", "--config-file", "configs/toyscapes_10pct.yaml", *
 QUICKSTART += ["OUTPUT_DIR", "output/quickstart", "DATASETS.TRAIN", "('toyscapes_train_30pct',)"]
 QUICKSTART += ["S4M.QUALITY.PERIOD", "2", "S4M.PSEUDO_LABEL.SCORE_THRESH", "0.0"]
 QUICKSTART += ["S4M.PSEUDO_LABEL.DUPLICATE_IOU", "0.9"]
+QUICKSTART += ["S4M.PSEUDO_LABEL.MASK_QUALITY_THRESH", "0.001"]
+QUICKSTART += ["S4M.PSEUDO_LABEL.CLASS_THRESH", "auto"]
 QUICKSTART += ["MODEL.MASK_FORMER.NO_OBJECT_WEIGHT", "0.0"]  # so that there are pseudo-labels
 # Nothing is there.
 FAILING = tuple(f"datasets/prepare_{name}.py" for name in ("cityscapes", "coco", "nuclei"))
@@ -110,6 +117,7 @@ def folder(tmp_path_factory) -> Iterator[Path]:
     make_own_data(folder / "data", labeled=8, unlabeled=2, seed=1, size=(128, 64), kind="coco")
     shutil.move(folder / "data" / "annotations.json", folder)
     shutil.move(folder / "data" / "labeled", folder / "DIR")
+    shutil.move(folder / "data" / "unlabeled", folder / "DIR")
     yield folder
     shutil.rmtree(folder)  # checkpoints, some hundred MB
 
@@ -129,7 +137,6 @@ def results(folder) -> dict[tuple[str, ...], tuple[int, str]]:
     return answered
 
 
-@pytest.mark.slow
 def test_short_commands_run(results):
     for words, (status, output) in results.items():
         if words[0] in FAILING:
@@ -138,7 +145,6 @@ def test_short_commands_run(results):
             assert status == 0, f"{' '.join(words)}\n{output[-3000:]}"
 
 
-@pytest.mark.slow
 def test_they_leave_and_print_what_the_guides_show(folder, results):
     def printed(*parts):
         (text,) = [out for words, (_, out) in results.items() if all(p in words for p in parts)]
@@ -156,7 +162,6 @@ def test_they_leave_and_print_what_the_guides_show(folder, results):
     assert (folder / "student.safetensors").is_file() and (folder / "teacher.pth").is_file()
 
 
-@pytest.mark.slow
 def test_what_is_logged_has_the_names_that_the_method_gives(folder, results):
     text = (ROOT / "docs" / "method.md").read_text()
     section = text.split("## What is logged\n")[1].split("\n## ")[0]
