@@ -224,6 +224,7 @@ def test_a_better_sam_is_kept_and_serves_all(adapting, measured, tmp_path):
     before, after = (AutomaticMasks(build_sam_backend(c)).fingerprint() for c in (cfg, found))
     assert before != after
     assert load_config(str(tmp_path / "run/config.yaml")).S4M == found.S4M
+    assert (tmp_path / "run/config.yaml").read_text() == found.dump()
     trained, held_out = gate.split_labeled(cfg)
     assert seen == [{record["file_name"] for record in held_out}] * 2
     assert not seen[0] & {record["file_name"] for record in trained}
