@@ -20,7 +20,7 @@ from s4m_d2.transfers import to_device
 
 logger = logging.getLogger(__name__)
 
-MAX_BALANCE = 12  # times that a pixel of a small target counts more than one of its background
+MAX_BALANCE = 12  # times that a pixel of a small target counts more than its background, or less
 ALL_MASKS_WEIGHT, QUALITY_WEIGHT = 0.05, 4.0
 BASE_LR, LARGE_LR = 1e-3, 1e-4  # with an encoder that is trained, and with one that is not
 WEIGHT_DECAY, NORM_CLIP, WARMUP_STEPS = 0.01, 1.0, 20
@@ -130,7 +130,8 @@ def mask_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """
     target = targets.float()[:, None].expand_as(logits)
     inside = target.sum(dim=(2, 3)).clamp(min=1)
-    balance = (target[0, 0].numel() / inside - 1).clamp(max=MAX_BALANCE)[..., None, None]
+    balance = (target[0, 0].numel() / inside - 1).clamp(1 / MAX_BALANCE, MAX_BALANCE)
+    balance = balance[..., None, None]
     weight = 1 + (balance - 1) * target
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     entropy = (entropy * weight).sum(dim=(2, 3)) / weight.sum(dim=(2, 3))

@@ -23,6 +23,10 @@ def test_losses_and_ious_of_answers_by_hand():
     # Cross-entropy: 4 of 16 px are wrong by 20; ln 2 where nothing is known. Dice plus one.
     expected = [0.0, 2 * 5.0 + 1 - 9 / 13, 2 * np.log(2) + 1 - 9 / 17]
     torch.testing.assert_close(losses, torch.tensor([expected], dtype=torch.float32))
+    # A view that an instance fills.
+    losses, ious = mask_losses(torch.zeros(1, 1, 4, 4), torch.ones(1, 4, 4, dtype=torch.bool))
+    torch.testing.assert_close(losses.item(), 2 * np.log(2) + 1 - 17 / 25)
+    assert ious.item() == 0
 
 
 def test_clicks_are_different_pixels_of_the_mask():
