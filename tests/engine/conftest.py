@@ -2,11 +2,12 @@
 
 import pytest
 from detectron2.data import DatasetCatalog
-from helpers import QUICKSTART, SMALL_HEAD, SMALL_RUN, key_values
+from helpers import QUICKSTART, SMALL_HEAD, SMALL_RUN, key_values, signals_and_logging_kept
 
 from s4m_d2.data import register_unlabeled_folder
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.stages import run_config
+from s4m_d2.engine.training.stop_signals import listen
 
 SMALL = {
     **SMALL_RUN,
@@ -26,6 +27,14 @@ def overrides(folder, changes) -> list[str]:
 
 def make_config(folder, **changes):
     return run_config(load_config(QUICKSTART, overrides(folder, changes)))
+
+
+@pytest.fixture
+def listening():
+    with signals_and_logging_kept():
+        listen()
+        yield
+        listen()  # forgets what was received
 
 
 @pytest.fixture

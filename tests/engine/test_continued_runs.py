@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.utils.events import JSONWriter
-from helpers import json_lines, key_values, signals_and_logging_kept
+from helpers import json_lines, key_values
 from torch import nn
 
 from s4m_d2.engine import TeacherTrainer, run_config
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.engine.training.stop_signals import EXIT_STOPPED, Stopped, listen
+from s4m_d2.engine.training.stop_signals import EXIT_STOPPED, Stopped
 from s4m_d2.report import read_results
 
 from .sameness import assert_same
@@ -157,14 +157,6 @@ def test_a_run_killed_at_any_moment_logs_what_an_undisturbed_one_does(whole, tmp
             file.write('{"iteration": 6')  # half a line
         train(snapshot, resume=True)
         assert_as_undisturbed(run, snapshot)
-
-
-@pytest.fixture
-def listening():
-    with signals_and_logging_kept():
-        listen()
-        yield
-        listen()  # forgets what was received
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """SAM on labeled images: measured, refined masks compared, fine-tuned; what follows from it."""
 
 import itertools
+import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.labeling import gate
 from s4m_d2.engine.own_data import load_run
 from s4m_d2.engine.stages import stage_config
+from s4m_d2.engine.training.stop_signals import Stopped
 from s4m_d2.report import read_results
 from s4m_d2.sam import build_sam_backend
 from s4m_d2.sam.automatic_masks import AutomaticMasks
@@ -258,6 +260,26 @@ def test_nothing_is_done_where_nobody_asks(adapting, tmp_path):
         cfg = adapting(**changes)
         assert gate.adapted_config(cfg, resume=False) == cfg
     assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize("during", ["fine-tuning", "measurement", "start"])
+def test_a_signal_ends_what_is_done_before_training_at_once(
+    adapting, listening, monkeypatch, tmp_path, during
+):
+    def measure(*_, **__):
+        if during != "start":
+            signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(gate, "measure_sam", measure)
+    cfg = adapting(S4M__REFINE__GATE="auto")
+    if during == "start":
+        signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(Stopped):
+        if during == "measurement":
+            gate.decide_by_sam(stage_config(cfg, "teacher"), "teacher", resume=False)
+        gate.adapted_config(cfg, resume=False)
+    assert not [*(tmp_path / "run").rglob("*.json")]
 
 
 @pytest.mark.parametrize("small_part", [0, 1])  # what is trained on; what is held out

@@ -31,6 +31,7 @@ from s4m_d2.engine.labeling.quality import AFTER, BEFORE, QualityMeasurement, qu
 from s4m_d2.engine.rng import derive_seed, undisturbed_generators
 from s4m_d2.engine.stages import STAGES, needs_sam, run_folder, runs_stage
 from s4m_d2.engine.training.build import labeled_names
+from s4m_d2.engine.training.stop_signals import interruptible, stop_if_asked
 from s4m_d2.errors import DatasetError, Finding, attempt
 from s4m_d2.files import atomic_write
 from s4m_d2.report import read_results, stored_results, write_results
@@ -308,7 +309,12 @@ def decide_by_sam(cfg: CfgNode, stage: str, *, resume: bool) -> CfgNode:
         return cfg
     if stage == "student" and (not cfg.S4M.REFINE.ENABLED or held_out_records(cfg)):
         return cfg
-    found = comm.all_gather(_measured(cfg, stage, resume) if is_main else {})[0]
+    found = {}
+    if is_main:
+        with interruptible():
+            found = _measured(cfg, stage, resume)
+    stop_if_asked()
+    found = comm.all_gather(found)[0]
     is_useful = found.get("iou", 1.0) >= USEFUL_IOU
     stays = is_useful or mode != AUTO
     if found and is_main:
@@ -359,12 +365,13 @@ def adapted_config(cfg: CfgNode, *, resume: bool) -> CfgNode:
     if not cfg.S4M.SAM.ADAPT or not any(needs_sam(cfg, stage) for stage in STAGES):
         return cfg
     path = os.path.join(cfg.OUTPUT_DIR, ADAPTED)
+    stop_if_asked()
     if comm.is_main_process() and not (resume and os.path.isfile(path)):
-        with undisturbed_generators():
+        with interruptible(), undisturbed_generators():
             decision = _adapt(cfg)
-        logger.info("SAM's adaptation: %s.", decision["text"])
-        write_results(decision, path)
-    comm.synchronize()
+            logger.info("SAM's adaptation: %s.", decision["text"])
+            write_results(decision, path)
+    stop_if_asked()
     decision = read_results(path)
     if not decision["kept"]:
         return cfg

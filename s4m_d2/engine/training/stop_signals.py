@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -38,8 +38,8 @@ class Stopped(SystemExit):
         super().__init__(EXIT_STOPPED)
 
 
-class _EvaluationInterrupted(BaseException):
-    """Ends an evaluation at once; never leaves this module."""
+class _Interrupted(BaseException):
+    """Ends what is :func:`interruptible`; never leaves it."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class _Note:
     received: signal.Signals | None = None
     at: float = 0.0  # time.monotonic() of the first
     passes_on: bool = False  # this process is the launcher of the ranks
-    interrupts: bool = False  # during an evaluation that may be interrupted
+    interrupts: bool = False  # what is done now may be interrupted
 
 
 _note = _Note()
@@ -73,7 +73,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
                 os.kill(child.pid, number)  # type: ignore[arg-type]
     if _note.interrupts:
         _note.interrupts = False
-        raise _EvaluationInterrupted
+        raise _Interrupted
 
 
 def listen(*, pass_on: bool = False) -> dict[int, Any]:
@@ -83,6 +83,29 @@ def listen(*, pass_on: bool = False) -> dict[int, Any]:
     """
     _note.process, _note.passes_on, _note.received = os.getpid(), pass_on, None
     return {number: signal.signal(number, _on_signal) for number in STOP_SIGNALS}
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let a signal end what is done inside at once; before and after it comes stop_if_asked."""
+    try:
+        _note.interrupts = True
+        try:
+            yield
+        finally:
+            _note.interrupts = False
+    except (_Interrupted, RuntimeError):  # a loading process was killed by it
+        if _note.received is None:
+            raise
+
+
+def stop_if_asked() -> None:
+    """End all processes, which all call it, if one of them got a signal; Stopped."""
+    if any(comm.all_gather(_note.received is not None)):
+        name = _note.received.name if _note.received else "a signal to another process"
+        _note.received = None
+        logger.warning("Stopped by %s; the run is saved. Continue it with --resume.", name)
+        raise Stopped
 
 
 class StopHook(HookBase):
@@ -107,30 +130,15 @@ class StopHook(HookBase):
         Several processes finish it, because the others would wait for one that leaves.
         """
         self._stop_if_asked()
-        alone = comm.get_world_size() == 1
-        try:
-            _note.interrupts = alone
-            try:
-                yield
-            finally:
-                _note.interrupts = False
-        except (_EvaluationInterrupted, RuntimeError):  # a loading process was killed by it
-            if not alone or _note.received is None:
-                raise
-            self._stop()
+        with interruptible() if comm.get_world_size() == 1 else nullcontext():
+            yield
         self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:
-        if any(comm.all_gather(_note.received is not None)):
-            self._stop()
-
-    def _stop(self) -> None:
+        if not any(comm.all_gather(_note.received is not None)):
+            return
         self.stopping = True
-        name = _note.received.name if _note.received else "a signal to another process"
-        _note.received = None
         done = self.trainer.iter  # after training: max_iter; the last iteration is saved then
         if self._completed == done != self._checkpointer.saved_iteration:
             self._checkpointer.save(numbered_name(done), iteration=done)
-        comm.synchronize()  # until the file is complete
-        logger.warning("Stopped by %s; the run is saved. Continue it with --resume.", name)
-        raise Stopped
+        stop_if_asked()  # and wait until the file is complete
