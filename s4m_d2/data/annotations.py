@@ -434,7 +434,7 @@ def _annotation(
     rle: Any = shape if is_rle else mask_utils.merge(mask_utils.frPyObjects(shape, *size))
     area = float(mask_utils.area(rle))
     content = index, crowd, rle["counts"]
-    if not area:
+    if not area or (not is_rle and max(part.max() for part in shape) <= 1):
         remedy = "Coordinates may be from 0 to 1 instead of px, or of another image or size."
         findings.leave_out(row, "masks without a pixel in their image", remedy)
         return None
@@ -445,17 +445,12 @@ def _annotation(
     if crowd:
         findings.leave_out(row, *_CROWDS)
     findings.instances += not crowd
-    given_area, box = _number(row.get("area")), row.get("bbox")
-    given_box = box if isinstance(box, list) and len(box) == 4 else [math.nan] * 4
-    x, y, wide, high = sides = [_number(side) for side in given_box]
-    left, top, width, height = of_mask = mask_utils.toBbox(rle).tolist()
-    # A box beside its mask is that of another image, or of one of another size; of nan, false.
-    meets = max(x, left) < min(x + wide, left + width) and max(y, top) < min(y + high, top + height)
+    given_area = _number(row.get("area"))
     return {
         "iscrowd": int(crowd),
         "category_id": index,
         "segmentation": shape if is_rle else [part.tolist() for part in shape],
-        "area": given_area if given_area > 0 else area,
-        "bbox": sides if meets else of_mask,
+        "area": given_area if given_area >= 1 else area,  # COCO's, for AP by size; not of 0 to 1
+        "bbox": mask_utils.toBbox(rle).tolist(),
         "bbox_mode": BoxMode.XYWH_ABS,
     }

@@ -13,7 +13,7 @@ import re
 import struct
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from urllib.parse import unquote
@@ -23,7 +23,7 @@ import numpy as np
 from detectron2.data import detection_utils
 from PIL import ExifTags, Image
 
-from s4m_d2.errors import DatasetError
+from s4m_d2.errors import DatasetError, S4MError, attempt
 from s4m_d2.files import atomic_write, digest
 
 IMAGE_EXTENSIONS = tuple(".jpg .jpeg .png .bmp .webp .tif .tiff .jfif .gif .jp2 .ppm .pgm".split())
@@ -75,11 +75,7 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
     has gray values of more than 8 bits, whose range is not known.
     """
     with open_image(file_name) as image:
-        if image.mode.startswith(("I", "F")):
-            raise DatasetError(
-                f"{file_name} has gray values of more than 8 bits (Pillow's mode {image.mode})."
-                " Scale them to 0..255 and save the image with 8 bits per channel."
-            )
+        _check_depth(image, file_name)
         array = decode_plain(image, file_name, image_format)
         if array is None:
             image.load()  # before reading the orientation, which would hide damage of a PNG
@@ -89,14 +85,49 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
+def _check_depth(image: Image.Image, file_name: str) -> None:
+    if image.mode.startswith(("I", "F")):
+        raise DatasetError(
+            f"{file_name} has gray values of more than 8 bits (Pillow's mode {image.mode})."
+            " Scale them to 0..255 and save the image with 8 bits per channel."
+        )
+
+
 def image_size(file_name: str) -> tuple[int, int]:
     """(H, W) of an image after EXIF rotation, from its header; DatasetError: it is damaged."""
     with open_image(file_name) as image:
-        width, height = image.size
-        # Reading the orientation of a PNG without these would decode all of it.
-        is_described = any(source in image.info for source in _EXIF_SOURCES)
-        is_transposed = is_described and orientation(image) in (5, 6, 7, 8)
+        return _upright_size(image)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    # Reading the orientation of a PNG without these would decode all of it.
+    is_described = any(source in image.info for source in _EXIF_SOURCES)
+    is_transposed = is_described and orientation(image) in (5, 6, 7, 8)
     return (width, height) if is_transposed else (height, width)
+
+
+def read_headers(paths: Sequence[str]) -> list[tuple[tuple[int, int] | None, list[S4MError]]]:
+    """(H, W) of each image as :func:`image_size`; or None, and why it cannot be read."""
+
+    def read(path: str) -> tuple[int, int]:
+        with open_image(path) as image:
+            _check_depth(image, path)
+            return _upright_size(image)
+
+    with ThreadPool(8) as pool:
+        return pool.map(functools.partial(attempt, read), paths, 64)  # one by one takes longer
+
+
+def check_size(record: dict, size: tuple[int, int]) -> None:
+    """DatasetError unless an image has the (H, W) of its record, if that has one."""
+    expected = record.get("height", size[0]), record.get("width", size[1])
+    if size != expected:
+        raise DatasetError(
+            f"{record['file_name']} has (height, width) {size}, but its annotations say "
+            f"{expected}. Replace the image or the annotations; if it was annotated without the "
+            "rotation of its EXIF data, remove these (exiftool -Orientation= FILES)."
+        )
 
 
 def decode_plain(image: Image.Image, file_name: str, image_format: str) -> np.ndarray | None:
@@ -273,7 +304,8 @@ def list_unlabeled(
     if not kept:
         raise DatasetError(
             f"The folder {image_dir} has {len(names)} images, all of them labeled or in the "
-            f"validation set: nothing is left to train on. {remedy}"
+            "validation set: nothing is left to train on. An image that the json lists without "
+            f"annotations counts as labeled, and as empty. {remedy}"
         )
     left_out = {"in the validation set": len(held_out), "labeled": len(known_labels)}
     return kept, {reason: count for reason, count in left_out.items() if count}
@@ -345,16 +377,11 @@ def unlabeled_records(paths: list[str], image_dir: str) -> list[dict]:
     """Make records with "file_name", "image_id" (path below ``image_dir``), "height" and "width"
     of the headers; of a damaged one, "unreadable", the reason: the loader skips and counts it."""
 
-    def read(path: str) -> dict:
-        record: dict = {"file_name": path, "image_id": os.path.relpath(path, image_dir)}
-        try:
-            record["height"], record["width"] = image_size(path)
-        except DatasetError as error:
-            record["unreadable"] = str(error)
-        return record
-
-    with ThreadPool(8) as pool:
-        return pool.map(read, paths, 64)  # per task; one by one takes twice as long
+    records = []
+    for path, (size, errors) in zip(paths, read_headers(paths), strict=True):
+        found = {"height": size[0], "width": size[1]} if size else {"unreadable": str(errors[0])}
+        records.append({"file_name": path, "image_id": os.path.relpath(path, image_dir), **found})
+    return records
 
 
 class Video:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from s4m_d2.data.annotations import targets
 from s4m_d2.data.build import DATASET_MAPPER_REGISTRY
-from s4m_d2.data.images import read_image
+from s4m_d2.data.images import check_size, read_image
 from s4m_d2.data.segmentations import transform_masks
 from s4m_d2.data.transforms import ColorDistortion, apply_geometry, build_geometry, of_tile
 from s4m_d2.errors import DatasetError, InputError
@@ -91,13 +91,7 @@ class _Mapper:
         name = record["file_name"]
         sample, view, colored, transforms = self._views(record)
         size = sample["height"], sample["width"]
-        expected = record.get("height", size[0]), record.get("width", size[1])
-        if size != expected:
-            raise DatasetError(
-                f"{name} has (height, width) {size}, but its annotations say {expected}. Replace "
-                "the image or the annotations; if it was annotated without the rotation of its "
-                "EXIF data, remove these (exiftool -Orientation= FILES)."
-            )
+        check_size(record, size)
         labels = [row.get("category_id") for row in annotations]
         if wrong := [label for label in labels if label not in range(self._num_classes)]:
             raise DatasetError(

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from s4m_d2.data.merging import merge_annotations
 from s4m_d2.engine.config_file import explicit_keys, load_config
 from s4m_d2.engine.derived_settings import DataFacts, Derived, Machine, apply, data_facts, derive
 from s4m_d2.engine.stages import run_config, run_folder, runs_stage
-from s4m_d2.errors import ConfigError, DatasetError, Finding, S4MError, raise_all
+from s4m_d2.errors import ConfigError, DatasetError, Finding, S4MError, first_names, raise_all
 from s4m_d2.files import digest, write_json
 from s4m_d2.tiling import build_tiling
 
@@ -60,6 +60,7 @@ class StoredData:
     left_out: dict[str, int]  #: unlabeled images that were left out, by reason
     has_val: bool  #: whether there is a validation set
     image_root: str = ""  #: folder that the file names of TRAIN start from; "": not known
+    val_image_root: str = ""  #: of VAL
 
 
 def is_stored(folder: str) -> bool:
@@ -80,15 +81,10 @@ def store(folder: str, stored: StoredData, train: dict) -> None:
     """Write what a run begins with, after VAL; ``train`` is the content of a COCO file."""
     write_json(os.path.join(folder, TRAIN), train)
     content = {"version": _VERSION, **asdict(stored)}
-    write_json(os.path.join(folder, UNLABELED), content.pop("unlabeled"), indent=0)
+    frames = os.path.join(os.path.abspath(folder), FRAMES)
+    names = [path.removeprefix(frames) for path in content.pop("unlabeled")]  # of a frame: /...
+    write_json(os.path.join(folder, UNLABELED), names, indent=0)
     write_json(os.path.join(folder, SETTINGS), content, indent=2)
-
-
-def _here(path: str, folder: str) -> str:
-    """Path of an unlabeled image; of a frame, where the run's folder is now."""
-    _, inside, name = path.partition(os.path.join(os.sep, FOLDER, FRAMES, ""))
-    is_frame = os.path.isabs(path) and inside
-    return os.path.join(os.path.abspath(folder), FRAMES, name) if is_frame else path
 
 
 def read_stored(folder: str) -> StoredData:
@@ -96,7 +92,8 @@ def read_stored(folder: str) -> StoredData:
     try:
         files = (Path(folder, name).read_text("utf-8") for name in (SETTINGS, UNLABELED))
         content, unlabeled = map(json.loads, files)
-        content["unlabeled"] = tuple(_here(path, folder) for path in unlabeled)
+        frames = os.path.join(os.path.abspath(folder), FRAMES)  # where the folder is now
+        content["unlabeled"] = tuple(frames * os.path.isabs(name) + name for name in unlabeled)
         if (version := content.pop("version")) != _VERSION:
             raise ValueError(f"version {version}, expected {_VERSION}")
         content["classes"] = tuple(content["classes"])
@@ -139,7 +136,7 @@ class OwnData:
     def findings(self) -> list[Finding]:
         """Lines of the report before training: the classes, then each derived setting."""
         names, settings = self.stored.classes, self.stored.settings
-        text = f"{len(names)} class{'es' * (len(names) > 1)}: {', '.join(names)}"
+        text = f"{len(names)} class{'es' * (len(names) > 1)}: {first_names(names, 20)}"
         for reason, count in self.stored.left_out.items():
             text += f"; left out of the unlabeled folder: {count:,} {reason}"
         if not self.is_new:
@@ -231,9 +228,8 @@ def _labeled_digest(cfg: CfgNode) -> str:
     return " ".join(map(digest, cfg.S4M.DATA.LABELED))
 
 
-def _drawn(labeled: Annotations, parts: Sequence[Annotations], fraction: float) -> list[str]:
-    """Names of the images held out, which depend on their names in the files of ``parts``."""
-    own = {record["file_name"]: part.name(record) for part in parts for record in part.records}
+def _drawn(labeled: Annotations, own: Mapping[str, str], fraction: float) -> list[str]:
+    """Names of the images held out, which depend on their ``own`` names, in their files."""
     names: dict[str, list[str]] = defaultdict(list)  # of the copies of a photograph
     classes_of: dict[str, set[str]] = defaultdict(set)
     taken: set[str] = set()
@@ -246,17 +242,22 @@ def _drawn(labeled: Annotations, parts: Sequence[Annotations], fraction: float) 
     return [name for key in splits.draw_validation(classes_of, fraction) for name in names[key]]
 
 
-def _split(cfg: CfgNode) -> tuple[Annotations, Annotations, Annotations, list[str]]:
-    """All labeled images, those to train on, the validation set; what the user should know."""
+def _split(
+    cfg: CfgNode,
+) -> tuple[Annotations, Annotations, Annotations, dict[str, str], list[str]]:
+    """All labeled images, those to train on, the validation set; the names of that one's images in
+    their files; what the user should know."""
     data = cfg.S4M.DATA
     images, val_images = _image_dirs(cfg)
     parts = [_read(*pair) for pair in zip(data.LABELED, images, strict=True)]
     labeled, notes = merge_annotations(parts)
+    own = {record["file_name"]: part.name(record) for part in parts for record in part.records}
     if data.VAL:
         train, validation = labeled, _read(data.VAL, val_images, classes=labeled.classes)
+        own = {record["file_name"]: validation.name(record) for record in validation.records}
     else:
         draws = bool(labeled.records and data.VAL_FRACTION)
-        held_out = _drawn(labeled, parts, data.VAL_FRACTION) if draws else []
+        held_out = _drawn(labeled, own, data.VAL_FRACTION) if draws else []
         train = labeled.part({labeled.name(record) for record in labeled.records} - {*held_out})
         validation = replace(labeled.part(held_out), findings=Findings())  # labeled has them
     known, given = ({r["file_name"] for r in s.records} for s in (train, validation))
@@ -265,7 +266,7 @@ def _split(cfg: CfgNode) -> tuple[Annotations, Annotations, Annotations, list[st
             f"{len(again):,} images of {data.VAL or 'the drawn validation set'} are copies of "
             f"labeled ones, such as {min(again)}: they raise AP. Remove one of each."
         )
-    return labeled, train, validation, notes
+    return labeled, train, validation, {path: own[path] for path in given}, notes
 
 
 def _begin(
@@ -273,8 +274,7 @@ def _begin(
 ) -> OwnData:
     """The data of a new run; derived settings go into ``cfg``."""
     data, folder = cfg.S4M.DATA, os.path.join(cfg.OUTPUT_DIR, FOLDER)
-    labeled, train, validation, notes = _split(cfg)
-    held_out = {record["file_name"]: validation.name(record) for record in validation.records}
+    labeled, train, validation, held_out, notes = _split(cfg)
     unlabeled: list[str] = []
     left_out: dict[str, int] = {}
     if runs_stage(cfg, "student") and not eval_only:
@@ -304,6 +304,7 @@ def _begin(
         left_out=left_out,
         has_val=evaluated is not None,
         image_root=labeled.image_root,
+        val_image_root=validation.image_root,
     )
     truth = os.path.join(folder, EVALUATED if eval_only else VAL)
     return OwnData(stored, train, evaluated, truth, folder, not eval_only, notes, kept)
@@ -328,7 +329,10 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
         validation = _read(data.VAL, val_images, classes=train.classes)
         truth = os.path.join(cfg.OUTPUT_DIR, FOLDER, EVALUATED)
     elif stored.has_val:
-        root = val_images if stored.val_digest else images
+        root = images
+        if stored.val_digest:
+            is_given = data.VAL or data.VAL_IMAGES
+            root = val_images if is_given else stored.val_image_root or val_images
         validation = _read(truth, root, classes=train.classes)
     notes = [*(_evaluation_notes(validation) if eval_only else _changes(cfg, stored))]
     if eval_only and validation and has_changed and data.LABELED and not data.VAL:
@@ -370,7 +374,7 @@ def _changes(cfg: CfgNode, stored: StoredData) -> Iterator[str]:
     data = cfg.S4M.DATA
     labeled = ", ".join(data.LABELED), stored.labeled_digest, _labeled_digest(cfg)
     for paths, known, found in (labeled, (data.VAL, stored.val_digest, digest(data.VAL))):
-        if known and found != known:
+        if paths and known and found != known:
             yield (
                 f"{paths} is not what it was when the run began, which goes on with what it stored "
                 f"in {cfg.OUTPUT_DIR}/{FOLDER}. To use the new one, start in another OUTPUT_DIR."

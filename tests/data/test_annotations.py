@@ -161,7 +161,8 @@ MEANT = {
     "no iscrowd": remove("annotations", "iscrowd"),
     "bbox text": each("annotations", "bbox", lambda box: [str(number) for number in box]),
     "no bbox": remove("annotations", "bbox"),
-    "bbox of another size": each("annotations", "bbox", lambda box: [10 * side for side in box]),
+    "bbox of another size": each("annotations", "bbox", lambda box: [1.5 * side for side in box]),
+    "area from 0 to 1": each("annotations", "area", lambda area: area / 1e4),
     "no ids": remove("annotations", "id"),
     "ids repeat": each("annotations", "id", lambda _: 0),
     "image ids text": each("annotations", "image_id", str),
@@ -243,6 +244,7 @@ LEFT_OUT = {
     "RLE of nothing": (shape({"size": [0, 0], "counts": []}), "without a mask"),
     "empty RLE": (rle([HEIGHT * WIDTH]), "without a pixel"),
     "outside": (shape([[n + 400 for n in BOX]]), "without a pixel"),
+    "coordinates from 0 to 1": (shape([[n / 40 for n in BOX]]), "without a pixel"),
     "crowd": (change(("annotations", 0, "iscrowd"), "1"), "crowds"),
     "crowd without a mask": (
         lambda data: data["annotations"][0].update(iscrowd=1, segmentation=[]), "without a mask"),

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 
 from s4m_d2.data.images import read_image
 from s4m_d2.engine.config_file import load_config
@@ -79,13 +80,13 @@ def write_clip(path, frames=7):
 
 
 def test_every_nth_frame_of_a_video_is_an_unlabeled_image(changed, read, tmp_path):
-    folder = changed / "unlabeled"
+    folder, run = changed / "unlabeled", tmp_path / "data" / "frames" / "run"
     (folder / "day").mkdir()
     write_clip(folder / "day" / "clip.mp4")
     images = sorted(p.name for p in folder.glob("*.*"))
     options = [*own_options(changed), "--every", "3"]
-    cfg, own = read(options)
-    frames = [tmp_path / "run/data/frames/day/clip.mp4" / f"clip_00000{n}.jpg" for n in (0, 3, 6)]
+    cfg, own = read(options, OUTPUT_DIR=run)
+    frames = [run / "data/frames/day/clip.mp4" / f"clip_00000{n}.jpg" for n in (0, 3, 6)]
     assert sorted(own.stored.unlabeled) == sorted([*map(str, frames), *images])
     for record in DatasetCatalog.get("own_unlabeled"):
         if "clip_" in record["file_name"]:
@@ -96,10 +97,10 @@ def test_every_nth_frame_of_a_video_is_an_unlabeled_image(changed, read, tmp_pat
     times = [frame.stat().st_mtime_ns for frame in frames]
     own.save()
     (folder / "day" / "clip.mp4").write_bytes(b"")  # what is written is not decoded again
-    _, resumed = read(options, flags=["--resume"])
+    _, resumed = read(options, flags=["--resume"], OUTPUT_DIR=run)
     assert resumed.stored == own.stored
     assert [frame.stat().st_mtime_ns for frame in frames] == times
-    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    moved = run.rename(tmp_path / "moved")
     (moved / "config.yaml").write_text(cfg.dump())
     (moved / "run.json").write_text("{}")
     file = str(moved / "config.yaml")
@@ -166,6 +167,28 @@ def test_a_given_validation_set_leaves_all_labeled_images(changed, read):
     options = {"val": changed / "annotations.json", "val_images": changed / "copies"}
     _, own = read(own_options(changed, **options))
     assert any("6 images" in note and "copies" in note for note in own.notes)
+    own.save()  # a continued run and an evaluation look there again
+    for flags in (["--resume"], ["--eval-only"]):
+        _, again = read(own_options(changed), flags=flags)
+        assert again.validation.records == own.validation.records
+        assert not any(" is not what " in note for note in again.notes)
+
+
+def test_validation_images_are_known_in_the_unlabeled_folder_by_their_names_in_their_files(
+    changed, read
+):
+    """Encoded anew there; two files, each with a folder of its own."""
+    for part, chosen in (("a", slice(0, None, 2)), ("b", slice(1, None, 2))):
+        copied(changed / "labeled", changed / part)
+        (changed / f"{part}.json").write_text((changed / "annotations.json").read_text())
+        change_json(changed / f"{part}.json", only(chosen))
+    for path in (changed / "labeled").glob("*.png"):
+        with Image.open(path) as image:
+            image.save(changed / "unlabeled" / path.name, compress_level=1)
+    options = own_options(changed, labeled=changed / "a.json", images=changed / "a")
+    _, own = read([*options, "--labeled", changed / "b.json", "--images", changed / "b"])
+    assert len(names("own_val")) == 2 == own.stored.left_out["in the validation set"]
+    assert not names("own_val") & names("own_unlabeled")
 
 
 def test_facts_are_of_tiles_and_without_a_fraction_nothing_is_held_out(data, read):

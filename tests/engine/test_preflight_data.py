@@ -141,15 +141,24 @@ def test_unreadable_unlabeled_images_are_trainings_business_unless_all_are(sets)
     assert "unlabeled data" not in lines({"S4M.STAGE": "teacher"})
 
 
-def test_a_damaged_header_outside_of_the_sample_is_told_before(sets, tmp_path):
+def test_headers_outside_of_the_sample_are_told_before(sets, tmp_path):
     records = [record(tmp_path, number) for number in range(40)]
+    for start, role in ((50, "labeled"), (100, "test")):
+        of_role = sets[f"preflight_{role}"][:] = [record(tmp_path, start + n) for n in range(20)]
+        for turned in of_role[1:3]:
+            turned.update(height=WIDTH, width=HEIGHT)
+        [error] = lines()[f"{role} data"].errors
+        assert "annotated without the rotation" in str(error) and "(1 more" in str(error)
     (tmp_path / "24.png").write_bytes(b"no image")
+    Image.fromarray(np.full((HEIGHT, WIDTH), 999, dtype=np.uint16)).save(tmp_path / "26.png")
     paths = [item["file_name"] for item in records]
     unlabeled = sets["preflight_unlabeled"][:] = unlabeled_records(paths, str(tmp_path))
     with pytest.raises(DatasetError) as refused:
         ARPDatasetMapper(config())(unlabeled[24])
-    [warning] = lines()["unlabeled data"].warnings
-    assert str(refused.value) in warning
+    warnings = lines()["unlabeled data"].warnings
+    assert str(refused.value) in str(warnings) and "26.png has gray values" in str(warnings)
+    changes = {"S4M.MAX_SKIPPED_IMAGES": 1}  # such a run would stop in stage 2
+    assert "MAX_SKIPPED_IMAGES" in str(lines(changes)["unlabeled data"].errors)
 
 
 def test_wrong_numbers_of_classes_unknown_sets_and_broken_loaders_are_named(sets):
@@ -161,6 +170,13 @@ def test_wrong_numbers_of_classes_unknown_sets_and_broken_loaders_are_named(sets
     DatasetCatalog.register("preflight_labeled", lambda: 1 / 0)
     with pytest.raises(DatasetError, match="'preflight_labeled' cannot be loaded.*by zero"):
         check_datasets(config())
+
+
+def test_many_images_without_instances_are_a_warning(sets, tmp_path):
+    sets["preflight_labeled"] += [record(tmp_path, n, ()) for n in range(10, 13)]
+    assert lines()["labeled data"].status == "ok"
+    sets["preflight_labeled"].append(record(tmp_path, 13, ()))
+    assert "4 of the 7 images" in lines()["labeled data"].warnings[0]
 
 
 def test_a_class_that_the_labeled_images_lack_is_a_warning(sets, tmp_path):

@@ -16,6 +16,7 @@ from tabulate import tabulate
 
 from s4m_d2.data import DATASET_MAPPER_REGISTRY, LabeledDatasetMapper, labeled_dataset_names
 from s4m_d2.data.annotations import targets
+from s4m_d2.data.images import check_size, read_headers
 from s4m_d2.data.splits import load_records
 from s4m_d2.engine.checkpointing.checkpoint import FINAL_CHECKPOINT, saved_state
 from s4m_d2.engine.checks import resource_checks as resources
@@ -46,6 +47,7 @@ _NOT_TRAINED_WITH = (  # beginnings of keys that a continued run may change
 )  # fmt: skip
 _SAMPLED_IMAGES = 8  # decoded of each data set
 _LISTED_CLASSES = 10  # with more, only the rarest and the most frequent are listed
+_MANY_EMPTY = 0.5  # of a data set's images
 _WIDTH = 76  # characters of the table's middle column
 
 
@@ -257,9 +259,9 @@ def _shared_images(
 
 
 def _look_at(cfg: CfgNode, role: str, records: Sequence[dict]) -> tuple[int, list[str]]:
-    """Map some images as in training, or only decode those of a test set.
+    """Map some images as in training, or only decode those of a test set; read all headers.
 
-    Returns the number of successes, and messages on the others and on unreadable headers.
+    Returns the number of successes, and messages on all images that cannot be used.
     """
     if role == "test":
         plain = {"geometry": (), "color": None, "image_format": cfg.INPUT.FORMAT}
@@ -275,7 +277,13 @@ def _look_at(cfg: CfgNode, role: str, records: Sequence[dict]) -> tuple[int, lis
         except DatasetError as error:
             refused[record["file_name"]] = str(error)
     decoded = len(sample) - len(refused)
-    refused |= {r["file_name"]: r["unreadable"] for r in records if "unreadable" in r}
+    if role == "unlabeled":
+        refused |= {r["file_name"]: r["unreadable"] for r in records if "unreadable" in r}
+    else:
+        headers = read_headers([record["file_name"] for record in records])
+        for record, (size, errors) in zip(records, headers, strict=True):
+            if problems := errors or attempt(check_size, record, size)[1]:
+                refused[record["file_name"]] = str(problems[0])
     alike: dict[str, list[str]] = {}  # messages that differ in the image alone
     for file_name, reason in refused.items():
         alike.setdefault(reason.replace(file_name, ""), []).append(reason)
@@ -287,6 +295,11 @@ def _unlabeled_finding(
 ) -> Finding:
     decoded, reasons = _look_at(cfg, "unlabeled", records)
     item, text = "unlabeled data", f"{name}: {len(records):,} images; {decoded} decoded"
+    damaged, most = sum("unreadable" in record for record in records), cfg.S4M.MAX_SKIPPED_IMAGES
+    if decoded and damaged > most:
+        error = f"The unlabeled data set '{name}': {damaged:,} images cannot be used, more than "
+        error += f"S4M.MAX_SKIPPED_IMAGES, {most}, allows. {reasons[0]}"
+        return Finding(item, text, [*shared, DatasetError(error)])
     if decoded:
         return Finding(item, text, shared, [f"Unlabeled data set '{name}': {r}" for r in reasons])
     error = f"The unlabeled data set '{name}': none of the sampled images can be used. {reasons[0]}"
@@ -327,7 +340,14 @@ def _annotated_findings(
         f"{sum(counts) / len(counts):.1f} / {max(counts)} per image); {decoded} decoded"
     )
     text += f"; {found.summary}" if found and found.summary else ""
-    yield Finding(f"{role} data", text, errors, found.warnings if found else ())
+    warnings = [*(found.warnings if found else ())]
+    if (empty := counts.count(0)) > _MANY_EMPTY * len(counts):
+        warnings.append(
+            f"{empty:,} of the {len(counts):,} images of '{name}' have no instance. They count as "
+            "images without objects, also where nobody has labeled them yet: then remove them from "
+            "the json, and they are unlabeled."
+        )
+    yield Finding(f"{role} data", text, errors, warnings)
     if not errors:
         number = Counter(dict.fromkeys(classes, 0))
         number.update(classes[label] for of_image in labels for label in of_image)
@@ -341,7 +361,8 @@ def _class_finding(role: str, name: str, number: Mapping[str, int]) -> Finding:
         text = f"{len(number)} classes, from {low} {number[low]:,} to {high} {number[high]:,}"
     absent = [label for label in number if not number[label] and role == "labeled"]
     warning = (
-        f"'{name}' has no instance of {', '.join(absent)}: the model cannot learn it. Label images "
-        "of it, remove the category, or choose another split (S4M.SPLIT_SEED, S4M.SPLIT_FILE)."
+        f"'{name}' has no instance of {first_names(absent, _LISTED_CLASSES)}: the model cannot "
+        "learn it. Label images of it, remove the category, or choose another split "
+        "(S4M.SPLIT_SEED, S4M.SPLIT_FILE)."
     )
     return Finding(f"{role} classes", text, (), [warning] if absent else [])
