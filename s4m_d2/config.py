@@ -115,7 +115,6 @@ def _add_run_config(cfg: CN) -> None:
     # Stage 2 (student), as in Guided Distillation, with S4M's published settings.
     s4m.UNLABELED_IMS_PER_BATCH = 0  # 0: as many as labeled ones (SOLVER.IMS_PER_BATCH)
     s4m.UNLABELED_MAPPER = "ARPDatasetMapper"  # a name of DATASET_MAPPER_REGISTRY
-    s4m.UNLABELED_SAMPLER = "TrainingSampler"  # or RepeatFactorTrainingSampler
     # the student starts as a copy of the stage-1 teacher, not from MODEL.WEIGHTS as in the paper
     s4m.STUDENT_FROM_TEACHER = False
     s4m.BURN_IN = 15000  # iterations during which the stage-1 teacher is frozen

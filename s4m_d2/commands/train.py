@@ -20,6 +20,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from detectron2.engine import default_argument_parser, default_setup
@@ -35,6 +36,8 @@ from s4m_d2.engine.command.launch import launch, plain_endings
 from s4m_d2.engine.config_file import config_path
 from s4m_d2.engine.training.stop_signals import listen
 from s4m_d2.errors import ConfigError
+from s4m_d2.files import atomic_write
+from s4m_d2.report.run import CONFIG, FACTS
 
 logger = logging.getLogger("s4m_d2.train_net")
 
@@ -67,7 +70,12 @@ def run_process(args: argparse.Namespace) -> Mapping[str, Any] | None:
             example = "such as output/student/model_final.pth"
             raise ConfigError(f"MODEL.WEIGHTS is empty: name what to evaluate, {example}.")
         check_output_dir(cfg, resume=True)
+    kept = [Path(cfg.OUTPUT_DIR, name) for name in (FACTS, CONFIG)] if args.eval_only else []
+    config = kept[1].read_bytes() if kept and all(map(Path.is_file, kept)) else b""
     default_setup(cfg, args)
+    if config and comm.is_main_process():  # a run's own, which its other commands read
+        with atomic_write(kept[1], "wb") as file:
+            file.write(config)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="s4m_d2")
     if own_data is not None:
         own_data.save(warn=args.eval_only)

@@ -168,7 +168,8 @@ class SetCriterion(nn.Module):
         world_size = comm.get_world_size()
         if world_size > 1:
             torch.distributed.all_reduce(counts)
-        return (counts[0] / world_size).clamp(min=1), counts[1:] / world_size
+        tiny = torch.finfo(counts.dtype).tiny  # where nothing has a weight
+        return (counts[0] / world_size).clamp(min=1), (counts[1:] / world_size).clamp(min=tiny)
 
     def _indices(
         self, matches: Sequence[ImageMatches], targets: Targets, logits: Tensor

@@ -149,6 +149,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         key, layers = "MODEL.MASK_FORMER", former.DEC_LAYERS
         require(f"{key}.PRE_NORM", former.PRE_NORM, not former.PRE_NORM, "False")
         require(f"{key}.DEC_LAYERS", layers, layers >= 1, "1 or more")
+        divides = former.HIDDEN_DIM % 4 == 0 == former.HIDDEN_DIM % former.NHEADS
+        require(f"{key}.HIDDEN_DIM", former.HIDDEN_DIM, divides, "a multiple of 4 and of NHEADS")
         return {
             "in_channels": in_channels,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,

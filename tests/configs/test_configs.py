@@ -50,7 +50,7 @@ def test_published_settings_of_both_data_sets():
         assert solver.AMP.ENABLED
         assert cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler"
         assert cfg.DATALOADER.REPEAT_THRESHOLD == 10
-        assert cfg.S4M.UNLABELED_SAMPLER == cfg.S4M.TEACHER.SAMPLER == "TrainingSampler"
+        assert cfg.S4M.TEACHER.SAMPLER == "TrainingSampler"
         assert cfg.S4M.UNLABELED_IMS_PER_BATCH == 0  # as many as labeled ones
         resnet = cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone"
         assert resnet == (name not in SWIN_L + DINO)

@@ -126,7 +126,7 @@ def test_without_changes_a_continued_run_says_nothing(finished, tmp_path):
 
 
 def test_an_evaluation_has_the_split_and_settings_of_the_weights_run(finished, tmp_path, capsys):
-    data, run = copied(finished[0], tmp_path / "data"), finished[1]
+    data, run = (copied(finished[i], tmp_path / name) for i, name in ((0, "data"), (1, "run")))
     change_json(
         data / "annotations.json", lambda c: c["categories"].append({"id": 99, "name": "tram"})
     )
@@ -141,6 +141,11 @@ def test_an_evaluation_has_the_split_and_settings_of_the_weights_run(finished, t
     assert not (tmp_path / "eval" / "data").exists()
     said = " ".join((tmp_path / "eval" / "log.txt").read_text().split())
     assert "is not what the run was trained on, and is not looked at" in said
+    # The run's own config, which its other commands read, outlives an evaluation in its folder.
+    config = (run / "config.yaml").read_bytes()
+    again = overrides(run, **changes)
+    assert train_net(*own_options(data, unlabeled=None), "--eval-only", *again) == 0
+    assert (run / "config.yaml").read_bytes() == config
     # Other images than the run's own: a file beside them is compared with.
     others = {"val": finished[0] / "annotations.json", "val_images": finished[0] / "labeled"}
     options = own_options(finished[0], labeled=None, images=None, unlabeled=None, **others)

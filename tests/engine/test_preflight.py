@@ -37,6 +37,8 @@ WRONG = """
     MODEL.DEVICE CPU                        INPUT.FORMAT L       INPUT.MIN_SCALE 3.0
     INPUT.RANDOM_FLIP diagonal              INPUT.CROP.ENABLED False
     DATASETS.TRAIN ()                       DATASETS.UNLABELED ()
+    SOLVER.LR_SCHEDULER_NAME None           SOLVER.WARMUP_METHOD none
+    SOLVER.CLIP_GRADIENTS.CLIP_TYPE none    MODEL.RESNETS.NORM SyncBN
 """.split()
 
 
@@ -111,6 +113,14 @@ def test_a_sound_run_has_a_short_report_without_problems(small_config, tmp_path)
         "test data", "test classes", "model", "SAM", "first weights", "teacher", "disk", "memory",
     ]  # fmt: skip
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_would_take_gpus_for_another_device_are_refused(small_config, monkeypatch):
+    assert not preflight(small_config(), num_processes=2).errors
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert not preflight(small_config()).errors
+    [error] = preflight(small_config(), num_processes=2).errors
+    assert "MODEL.DEVICE is cpu" in str(error)
 
 
 def test_all_wrong_settings_come_together_and_so_do_data_sets_and_weights(small_config):

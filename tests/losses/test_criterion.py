@@ -34,6 +34,13 @@ def test_half_precision_outputs_give_float32_losses_under_autocast():
         torch.testing.assert_close(loss, expected[name])
 
 
+def test_without_instances_and_weights_the_losses_are_zero():
+    [layer], targets = random_layers(1, QUERIES, CLASSES), random_targets([0], CLASSES)
+    criterion = make_criterion(CLASSES, POINTS, no_object_weight=0.0)
+    losses = criterion({**layer, "aux_outputs": []}, targets, generators(1))
+    assert {loss.item() for loss in losses.values()} == {0.0}
+
+
 @pytest.mark.parametrize("label", [-1, CLASSES, 99])
 def test_a_label_that_is_no_class_is_refused(label):
     targets = random_targets([2, 3], CLASSES)

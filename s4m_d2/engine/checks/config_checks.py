@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
+from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
 
 from s4m_d2.data import DATASET_MAPPER_REGISTRY
@@ -82,7 +83,7 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "S4M.STAGE": ("both", "teacher", "student"),
     "S4M.TEACHER.SAMPLER": _SAMPLERS,
     "S4M.UNLABELED_MAPPER": DATASET_MAPPER_REGISTRY,
-    "S4M.UNLABELED_SAMPLER": _SAMPLERS,
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "norm", "value"),
     "SOLVER.OPTIMIZER": ("ADAMW", "SGD"),
 }
 
@@ -171,6 +172,13 @@ def _training_errors(cfg: CfgNode, processes: int) -> Iterator[S4MError]:
             f"{cfg.SOLVER.MAX_ITER}: the teacher would never follow the student."
         )
     values = config_items(cfg)
+    try:
+        build_lr_scheduler(cfg, torch.optim.SGD([torch.zeros(1, requires_grad=True)]))
+    except ValueError as error:
+        yield ConfigError(f"SOLVER.LR_SCHEDULER_NAME or SOLVER.WARMUP_METHOD: {error}")
+    for key in ("MODEL.RESNETS.NORM", "MODEL.TIMM.NORM"):
+        if processes > 1 and values[key] == "SyncBN" and not cfg.MODEL.DEVICE.startswith("cuda"):
+            yield ConfigError(f"{key} is SyncBN, which needs GPUs; expected BN or FrozenBN.")
     for key in ("SOLVER.IMS_PER_BATCH", "S4M.TEACHER.IMS_PER_BATCH", "S4M.UNLABELED_IMS_PER_BATCH"):
         if values[key] % processes:
             expected = f"expected a multiple of the {processes} processes that share the batch."

@@ -129,7 +129,12 @@ def _schedule(cfg: CfgNode, stages: Sequence[str]) -> str:
 
 def _device_finding(cfg: CfgNode, num_processes: int, num_local: int) -> Finding:
     text = cfg.MODEL.DEVICE + (f", {num_processes} processes" if num_processes > 1 else "")
-    if not cfg.MODEL.DEVICE.startswith("cuda") or not torch.cuda.is_available():
+    has_gpu = torch.cuda.is_available()
+    if has_gpu and num_processes > 1 and cfg.MODEL.DEVICE != "cuda":
+        refused = f"MODEL.DEVICE is {cfg.MODEL.DEVICE}; expected cuda, as each of several processes"
+        remedy = "has a GPU. On the CPU: hide the GPUs with CUDA_VISIBLE_DEVICES=''."
+        return Finding("device", text, [ConfigError(f"{refused} {remedy}")])
+    if not cfg.MODEL.DEVICE.startswith("cuda") or not has_gpu:
         return Finding("device", text)  # a device that is not there is an error of the settings
     count = torch.cuda.device_count()
     error = ConfigError(f"--num-gpus is {num_local}; expected at most {count}, the GPUs here.")

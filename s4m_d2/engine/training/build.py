@@ -98,7 +98,7 @@ def build_unlabeled_loader(cfg: CfgNode, start_iter: int = 0) -> Iterable[list[d
     """Build the unlabeled stream of stage 2."""
     records = get_detection_dataset_dicts(cfg.DATASETS.UNLABELED, filter_empty=False)
     records = build_tiling(cfg).records(records)
-    mapper, sampler = cfg.S4M.UNLABELED_MAPPER, cfg.S4M.UNLABELED_SAMPLER
+    mapper, sampler = cfg.S4M.UNLABELED_MAPPER, "TrainingSampler"
     total = cfg.S4M.UNLABELED_IMS_PER_BATCH or cfg.SOLVER.IMS_PER_BATCH
     if cfg.S4M.ARP.ENABLED and total < 2 * comm.get_world_size():
         logger.warning(

@@ -166,6 +166,7 @@ class TeacherTrainer(DefaultTrainer):
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
             logger.info("Continuing from iteration %d.", self.start_iter)
+            comm.synchronize()  # all have read the file, which is renamed now
             if self.start_iter == self.max_iter:  # killed while writing the final checkpoint
                 self.checkpointer.finish()
             else:  # a finished run may go on
