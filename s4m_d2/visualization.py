@@ -31,6 +31,7 @@ TEXT_SHARE, MIN_TEXT = 18, 11  # a text's height is a share of the image's, at l
 SHIFTS = (0, -1, 1, -2, 2, -3, 3)  # lines by which a name may be moved to avoid others
 LINE_WIDTH = 2  # px: contours, letters' strokes, the white line inside a black one
 MARK_SHARE, MIN_MARK = 28, 4  # a mark's radius is a share of the shorter side, at least 4 px
+_MOST_DRAWN = 32_766  # px of a side that OpenCV interpolates
 GOLDEN_RATIO = 0.618034  # step between hues, which spreads any number of them evenly
 FEWEST_COLORS = 12
 
@@ -194,13 +195,15 @@ def heat_map(
             Beyond the grid the last ones are repeated.
     """
     rows, columns = cells or values.shape
+    drawn = min(size[0], _MOST_DRAWN), min(size[1], _MOST_DRAWN)
     y, x = (
         np.clip((np.arange(n) + 0.5) / n * covered - 0.5, 0, there - 1).astype(np.float32)
-        for n, covered, there in zip(size, (rows, columns), values.shape, strict=True)
+        for n, covered, there in zip(drawn, (rows, columns), values.shape, strict=True)
     )
     x, y = np.meshgrid(x, y)
     source = np.asarray(values, dtype=np.float32)
-    return scale.colors(cv2.remap(source, x, y, cv2.INTER_LINEAR, None, cv2.BORDER_REPLICATE))
+    map_ = cv2.remap(source, x, y, cv2.INTER_LINEAR, None, cv2.BORDER_REPLICATE)
+    return scale.colors(cv2.resize(map_, size[::-1]) if drawn != size else map_)
 
 
 def mark_point(picture: np.ndarray, point: Sequence[float]) -> np.ndarray:

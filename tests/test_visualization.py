@@ -111,6 +111,8 @@ def test_cells_have_their_own_color_at_their_centers_and_a_mean_between():
     assert (picture[0, 0] == color(-1.0)).all() and (picture[-1, -1] == color(1.0)).all()
     middle = heat_map(values.clip(-1, 1), (22, 42), SCALE)[10:12, 20:22].reshape(-1, 3).mean(0)
     assert np.abs(middle - color(0.125)).max() <= 3
+    wide = heat_map(values, (2, 40_000), SCALE)
+    assert wide.shape == (2, 40_000, 3) and (wide[0, 0] == color(-1.0)).all()
 
 
 def test_a_mark_is_a_ring_and_an_outline_follows_its_mask():

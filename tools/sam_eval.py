@@ -18,6 +18,7 @@ from tabulate import tabulate
 from tiny_sam_data import load_records
 from tqdm import tqdm
 
+from s4m_d2.commands.sepl import DEVICES
 from s4m_d2.engine.command.arguments import command_parser, natural, positive
 from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.engine.config_file import load_config
@@ -38,7 +39,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sam", choices=backends, default="tiny", help="default: tiny")
     parser.add_argument("--sam-type", default="", metavar="T", help="vit_b ... hiera_l")
     parser.add_argument("--sam-checkpoint", default="", metavar="FILE")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", choices=DEVICES, default="cpu")
     return parser.parse_args(arguments)
 
 

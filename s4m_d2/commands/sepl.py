@@ -194,7 +194,8 @@ def _settings(args: argparse.Namespace, num_classes: int) -> dict[str, Any]:
     of_sam = ("sam", "sam_type", "images", "sam_checkpoint", *AUTOMATIC)
     names = ["pseudo_labels", "background_score", *OPTIONS, "num_classes"]
     names += [n for n in of_sam if n != "points_per_batch"] if args.sam else ["masks"]
-    checkpoint = args.sam_checkpoint and Path(args.sam_checkpoint)
+    checkpoint = Path(args.sam_checkpoint)
+    checkpoint = checkpoint if checkpoint.exists() else args.sam_checkpoint  # a name in a hub
     values = {**vars(args), "num_classes": num_classes, "sam_checkpoint": checkpoint}
     found = ((name, values[name]) for name in names)
     return {name: str(v.resolve()) if isinstance(v, Path) else v for name, v in found}

@@ -116,11 +116,13 @@ def write_label(path: str | os.PathLike[str], label: np.ndarray) -> None:
 def _read_png(path: str | os.PathLike[str]) -> np.ndarray:
     with Image.open(path) as image:
         image.verify()  # checksums, which decoding alone does not check
-    with Image.open(path) as image:
+    with Image.open(path) as image, open(path, "rb") as file:
         kind, mode, label = image.format, image.mode, np.array(image)
+        bits = file.read(25)[-1]  # of a PNG; Pillow scales gray of 2 and 4 bits
     if label.ndim == 3 and (label == label[..., :1]).all():
         label = label[..., 0]
-    if kind != "PNG" or mode not in ("P", "L", "RGB") or label.ndim != 2:
+    is_scaled = mode == "L" and bits != 8
+    if kind != "PNG" or mode not in ("P", "L", "RGB") or label.ndim != 2 or is_scaled:
         raise ValueError(
             f"it is {kind} {mode}; expected class indices in a PNG: with a palette, gray with 8 "
             "bits, or RGB with equal channels"

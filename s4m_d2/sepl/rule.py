@@ -127,16 +127,19 @@ def _overlaps(
 
 
 def checked_rles(masks: Sequence[Any], size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Convert COCO RLEs of (H, W), or the ``segmentation`` of SAM's records, compressed or not, to
-    compressed ones with counts of type str.
+    """Convert COCO RLEs of (H, W), compressed or not, or the ``segmentation`` of SAM's records,
+    which may be an (H, W) bool array, to compressed ones with counts of type str.
 
-    DatasetError: names a mask that is not an RLE, damaged or of another size.
+    DatasetError: names a mask that is neither, damaged or of another size.
     """
     rles = []
     for number, mask in enumerate(masks):
         try:
             rle = mask.get("segmentation", mask) if isinstance(mask, dict) else mask
-            rles.append(compressed_rle(rle, size))
+            if isinstance(rle, np.ndarray) and (rle.shape, rle.dtype) == (size, bool):
+                rles += encode_masks(torch.from_numpy(rle)[None])
+            else:
+                rles.append(compressed_rle(rle, size))
         except DatasetError as error:
             raise DatasetError(f"mask {number} of {len(masks)}: {error}") from error
     return rles

@@ -1,5 +1,6 @@
 """Figures: pictures of known pixels in the right columns; drawn while training does not notice."""
 
+import errno
 from types import SimpleNamespace
 
 import numpy as np
@@ -245,3 +246,16 @@ def test_figures_come_every_period_and_one_that_cannot_be_drawn_is_left_out(tmp_
     files = {"views_0000003.png", "arp_0000003.png", "arp_0000006.png"}
     assert {path.name for path in tmp_path.iterdir()} == files
     assert (np.asarray(Image.open(tmp_path / "arp_0000006.png")) == [10, 20, 30]).all()
+
+
+def test_a_disk_that_takes_no_figure_does_not_end_the_training(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("s4m_d2.files.os.replace", full_disk)
+    trainer = TrainerBase()
+    trainer.run_step = lambda: None
+    trainer.register_hooks([figure_set.FiguresHook(Painter(), ["arp"], 2, str(tmp_path))])
+    trainer.train(0, 4)
+    assert caplog.text.count("No space") == 2 and not [*tmp_path.iterdir()]
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")

@@ -4,6 +4,8 @@ import gzip
 import io
 import json
 import pickle
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -87,7 +89,21 @@ def saved(content) -> bytes:
     return buffer.getvalue()
 
 
+def four_bits(path):
+    """Gray, which Pillow would scale: index 1 would be 17."""
+
+    def chunk(kind, data):
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    head = struct.pack(">IIBBBBB", 3, 2, 4, 0, 0, 0, 0)
+    rows = zlib.compress(b"\0\x01\x20" * 2)
+    parts = chunk(b"IHDR", head), chunk(b"IDAT", rows), chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
 NO_LABELS = {
+    "four.png": four_bits,
     "colors.png": lambda path: Image.new("RGB", (3, 2), (1, 1, 2)).save(path),
     "deep.png": lambda path: Image.fromarray(LABEL.astype(np.uint16)).save(path),
     "binary.png": lambda path: Image.new("1", (3, 2)).save(path),

@@ -74,6 +74,8 @@ def test_by_hand(case):
     masks = mask_rows(*masks).reshape(-1, 1, len(label))
     for method in (enhance, literal_enhance):
         assert method(row(label), masks).tolist() == row(expected).tolist()
+    records = [{"segmentation": np.array(mask)} for mask in masks]  # of SAM's mask generator
+    assert enhance(row(label), records).tolist() == row(expected).tolist()
 
 
 def test_the_boundaries_of_the_shares_are_exact():
@@ -150,7 +152,7 @@ BAD_INPUTS = [
     ((LABEL[:, :6], encode(TWO_MASKS)), r"mask 0 .*\[1, 10\]"),
     ((LABEL[:, :4], [{"size": [1, 4], "counts": "1"}]), "mask 0 "),
     ((LABEL[:, :4], [{"size": [1, 4]}]), "mask 0 .*counts"),
-    ((LABEL, list(TWO_MASKS)), "mask 0 .*ndarray"),
+    ((LABEL, list(TWO_MASKS.astype(np.uint8))), "mask 0 .*ndarray"),
 ]
 
 

@@ -28,7 +28,7 @@ from s4m_d2.engine.figures.predictor import Predictor, class_names
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling, UnlabeledViews
 from s4m_d2.engine.rng import sample_seeds, undisturbed_generators
 from s4m_d2.engine.training.build import labeled_names
-from s4m_d2.errors import ConfigError, InputError, S4MError
+from s4m_d2.errors import ConfigError, InputError, OutputError, S4MError
 from s4m_d2.losses.structural_distillation import StructuralDistillation
 from s4m_d2.sam import SamBackend
 from s4m_d2.semi.refinement import TeacherMasks
@@ -411,7 +411,7 @@ class FiguresHook(HookBase):
     """Draws the same figures of the same images every ``period`` iterations, in the main process.
 
     Each is written to ``folder/NAME_ITERATION.png`` and to TensorBoard as figures/NAME, those of
-    WITHOUT_MODEL once. Training continues without a figure that cannot be drawn.
+    WITHOUT_MODEL once. Training continues without a figure that cannot be drawn or written.
     """
 
     def __init__(self, figures: FigureSet, names: Sequence[str], period: int, folder: str) -> None:
@@ -429,7 +429,10 @@ class FiguresHook(HookBase):
                 self.names.remove(name)
                 continue
             get_event_storage().put_image(f"{FOLDER}/{name}", picture.transpose(2, 0, 1))
-            write_png(picture, os.path.join(self.folder, f"{name}_{finished:07d}.png"))
+            try:
+                write_png(picture, os.path.join(self.folder, f"{name}_{finished:07d}.png"))
+            except OutputError as error:  # maybe not for long
+                logger.warning("The figure '%s' is not written: %s", name, error)
             if name in WITHOUT_MODEL:
                 self.names.remove(name)
 

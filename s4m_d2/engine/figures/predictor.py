@@ -44,9 +44,9 @@ def class_names(cfg: CfgNode, file_name: str = "") -> list[str]:
     """Find the names of a model's classes, without reading a data set.
 
     From the file (one name per line, in the order of the class ids), else from the run on own data,
-    which stored them in its OUTPUT_DIR, else from the metadata of the first of DATASETS.TEST, else
-    "class 0", "class 1", ... ConfigError: the number is not MODEL.SEM_SEG_HEAD.NUM_CLASSES.
-    DatasetError: the file, or the stored files of the run, cannot be read.
+    which stored them in its OUTPUT_DIR, else from the metadata of the first of DATASETS.TEST, or
+    of TRAIN, else "class 0", "class 1", ... ConfigError: the number is not
+    MODEL.SEM_SEG_HEAD.NUM_CLASSES. DatasetError: the file, or the run's, cannot be read.
     """
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     origin = folder = os.path.join(cfg.OUTPUT_DIR, own_data.FOLDER)
@@ -55,8 +55,8 @@ def class_names(cfg: CfgNode, file_name: str = "") -> list[str]:
         names, origin = [*filter(None, read_lines(file_name))], file_name
     elif cfg.S4M.DATA.LABELED and own_data.is_stored(folder):
         names = own_data.read_stored(folder).classes
-    elif cfg.DATASETS.TEST:
-        origin = cfg.DATASETS.TEST[0]
+    elif known := (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        origin = known[0]
         names = MetadataCatalog.get(origin).get("thing_classes", names)
     if len(names) != count:
         raise ConfigError(

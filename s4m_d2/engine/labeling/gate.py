@@ -245,9 +245,10 @@ def compare_refinement(cfg: CfgNode, labeling: PseudoLabeling) -> Decision:
     is taken; with S4M.REFINE.GATE "auto" refinement is switched off where the teacher's own masks
     are better, and ARP with it, as it hurts unrefined labels (paper). All processes call it.
     """
-    records, prompt = held_out_records(cfg), cfg.S4M.REFINE.PROMPT
+    records, settings = held_out_records(cfg), cfg.S4M.REFINE
     if not records:
         return {}
+    prompt = settings.PROMPT if hasattr(labeling.refiner, "prompt") else settings.METHOD
     measurement = QualityMeasurement(cfg, labeling, records)
     prompts = PROMPTS if prompt == AUTO_PROMPT else (prompt,)
     pq: dict[str, float] = {}

@@ -163,8 +163,11 @@ class PseudoLabelQualityHook(HookBase):
         }
         get_event_storage().put_scalars(**scalars, smoothing_hint=False)
         line = json.dumps({"iteration": self.trainer.iter, **report.as_dict()})
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:  # which must not end the training
+            logger.warning("A line of '%s' is not written: %s", self.path, error)
 
 
 def quality_datasets(cfg: CfgNode) -> tuple[str, ...]:
