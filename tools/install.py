@@ -72,6 +72,7 @@ def main() -> None:
     install_engine(python)
     pip(python, "--no-deps", "--editable", str(ROOT))
     stamp.write_text(wanted)
+    print(f"Installed. For the commands of the documentation: source {environment}/bin/activate")
 
 
 def make_environment(environment: Path) -> None:

@@ -23,7 +23,7 @@ _HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
 PROGRAMS = (
     "bash cd cp curl export git hf ls make mkdir pip pre-commit pytest python ruff s4m-export "
     "s4m-label s4m-predict s4m-report s4m-review s4m-sepl s4m-train sbatch tensorboard torchrun "
-    "unzip wget"
+    "source unzip wget"
 ).split()
 _OPTIONAL = re.compile(r"\[[A-Z][^\]\"']*\.\.\.\]|…")  # "[KEY VALUE ...]": what may follow
 # Values that stand for the reader's own.

@@ -33,7 +33,7 @@ from s4m_d2.engine.labeling.gate import adapted_config, decide_by_sam
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.stages import STAGES, final_weights, stage_config, stages_to_run
 from s4m_d2.engine.training.trainer import FineTuneTrainer, S4MTrainer, TeacherTrainer
-from s4m_d2.errors import ConfigError, Finding
+from s4m_d2.errors import ConfigError, DatasetError, Finding
 from s4m_d2.files import remove_temporaries
 from s4m_d2.report import write_report, write_results
 from s4m_d2.report.run import FACTS
@@ -104,7 +104,11 @@ def evaluate(cfg: CfgNode) -> dict[str, Any]:
     for branch in ("teacher", "student") if both else (cfg.S4M.EVAL,):  # the last one's files stay
         S4MCheckpointer(model).load(cfg.MODEL.WEIGHTS, branch=branch, require=True)
         logger.info("Evaluating the %s of %s", branch, cfg.MODEL.WEIGHTS)
-        found = TeacherTrainer.test(cfg, model)
+        try:
+            found = TeacherTrainer.test(cfg, model)
+        except FileNotFoundError as error:
+            remedy = "Set DETECTRON2_DATASETS to the folder that holds the data sets."
+            raise DatasetError(f"{error.filename} does not exist. {remedy}") from error
         results |= {branch: found} if both else found
     if comm.is_main_process() and cfg.TEST.EXPECTED_RESULTS:
         verify_results(cfg, results)
