@@ -85,6 +85,7 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "S4M.UNLABELED_MAPPER": DATASET_MAPPER_REGISTRY,
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "norm", "value"),
     "SOLVER.OPTIMIZER": ("ADAMW", "SGD"),
+    "SOLVER.WARMUP_METHOD": ("constant", "linear"),
 }
 
 
@@ -175,7 +176,7 @@ def _training_errors(cfg: CfgNode, processes: int) -> Iterator[S4MError]:
     try:
         build_lr_scheduler(cfg, torch.optim.SGD([torch.zeros(1, requires_grad=True)]))
     except ValueError as error:
-        yield ConfigError(f"SOLVER.LR_SCHEDULER_NAME or SOLVER.WARMUP_METHOD: {error}")
+        yield ConfigError(f"SOLVER.LR_SCHEDULER_NAME: {error}")
     for key in ("MODEL.RESNETS.NORM", "MODEL.TIMM.NORM"):
         if processes > 1 and values[key] == "SyncBN" and not cfg.MODEL.DEVICE.startswith("cuda"):
             yield ConfigError(f"{key} is SyncBN, which needs GPUs; expected BN or FrozenBN.")
