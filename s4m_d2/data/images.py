@@ -1,7 +1,4 @@
-"""Files of images and videos: finding, listing and reading them, with errors that name the file.
-
-Plain images are decoded by OpenCV, which is faster, all others by Pillow.
-"""
+"""Files of images and videos: finding, listing and reading them, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ import functools
 import logging
 import os
 import re
-import struct
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -44,12 +40,6 @@ _TURNS: dict[int | None, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Bytes that may follow 0xff in the pixels of a JPEG: 0 (0xff is a value), restarts, and the start
-# of another scan of a progressive image.
-_SCAN_CODES = (0x00, *range(0xD0, 0xD8), 0xC4, 0xDA)
-_JPEG_SCAN, _JPEG_END = 0xFFDA, 0xD9
-# Chunks of a PNG without orientation (texts may have it), transparency or further frames.
-_PNG_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"tIME", b"gAMA", b"cHRM", b"sRGB", b"iCCP"}
 
 logger = logging.getLogger(__name__)
 
@@ -76,12 +66,10 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
     """
     with open_image(file_name) as image:
         _check_depth(image, file_name)
-        array = decode_plain(image, file_name, image_format)
-        if array is None:
-            image.load()  # before reading the orientation, which would hide damage of a PNG
-            turn = _TURNS.get(orientation(image))
-            upright = image if turn is None else image.transpose(turn)
-            array = detection_utils.convert_PIL_to_numpy(upright, image_format)
+        image.load()  # before reading the orientation, which would hide damage of a PNG
+        turn = _TURNS.get(orientation(image))
+        upright = image if turn is None else image.transpose(turn)
+        array = detection_utils.convert_PIL_to_numpy(upright, image_format)
     return np.ascontiguousarray(array)
 
 
@@ -128,52 +116,6 @@ def check_size(record: dict, size: tuple[int, int]) -> None:
             f"{expected}. Replace the image or the annotations; if it was annotated without the "
             "rotation of its EXIF data, remove these (exiftool -Orientation= FILES)."
         )
-
-
-def decode_plain(image: Image.Image, file_name: str, image_format: str) -> np.ndarray | None:
-    """Decode an intact PNG or JPEG of 8 bits per channel, gray or color, stored upright, to
-    Pillow's pixels: for JPEG both use libjpeg-turbo with its defaults. None: another file, or a
-    damaged one."""
-    is_plain = {"PNG": _is_plain_png, "JPEG": _is_plain_jpeg}.get(image.format or "")
-    if is_plain is None or image.mode not in ("RGB", "L"):
-        return None
-    content = np.fromfile(file_name, dtype=np.uint8)
-    if not is_plain(content) or (image.format == "JPEG" and orientation(image) in _TURNS):
-        return None
-    try:
-        array = cv2.imdecode(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error:  # larger than OpenCV allows
-        return None
-    if array is None or array.shape[:2] != image.size[::-1]:
-        return None
-    return array if image_format == "BGR" else cv2.cvtColor(array, cv2.COLOR_BGR2RGB, dst=array)
-
-
-def _is_plain_png(content: np.ndarray) -> bool:
-    """Whether all chunks are known and whole; their checksums are verified by OpenCV."""
-    names = set()
-    start = 8  # after the signature
-    while start + 8 <= len(content):
-        length, name = struct.unpack_from(">I4s", content.data, start)
-        names.add(name)
-        start += length + 12  # with the head and a checksum
-    is_whole = start == len(content) and b"IEND" in names
-    is_common = content[24] == 8 and not content[28]  # bits a channel; interlaced
-    return is_whole and is_common and names <= _PNG_CHUNKS
-
-
-def _is_plain_jpeg(content: np.ndarray) -> bool:
-    """Whether there are no unexpected markers, and an end: OpenCV fills in missing pixels."""
-    start = 2  # after the signature
-    while start + 4 <= len(content):
-        marker, length = struct.unpack_from(">HH", content.data, start)
-        start += length + 2  # with the marker
-        if marker == _JPEG_SCAN:
-            break
-    pixels = content[start:]
-    codes = pixels[1:][pixels[:-1] == 0xFF]  # what follows each byte that begins a marker
-    is_whole = codes.size > 0 and codes[-1] == _JPEG_END and pixels[-1] == _JPEG_END
-    return bool(is_whole and np.isin(codes[:-1], _SCAN_CODES).all())
 
 
 def orientation(image: Image.Image) -> int | None:
