@@ -17,6 +17,7 @@ def add_s4m_config(cfg: CN) -> None:
     _add_pseudo_label_config(cfg)
     _add_refine_config(cfg)
     _add_measurement_config(cfg)
+    cfg.register_deprecated_key("S4M.UNLABELED_SAMPLER")  # in files of earlier runs
 
 
 def _add_mask2former_config(cfg: CN) -> None:

@@ -38,6 +38,11 @@ def test_configs_load_safely_and_name_what_is_registered():
         StrongView(cfg)
 
 
+def test_a_key_of_earlier_runs_is_ignored(tmp_path):
+    (tmp_path / "config.yaml").write_text("S4M: {UNLABELED_SAMPLER: TrainingSampler, BURN_IN: 7}")
+    assert load_config(str(tmp_path / "config.yaml")).S4M.BURN_IN == 7
+
+
 def test_published_settings_of_both_data_sets():
     for name in [name for name in ALL if not name.startswith(("toy", "custom"))]:
         cfg = load(name)
