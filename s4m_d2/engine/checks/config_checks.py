@@ -175,6 +175,8 @@ def _training_errors(cfg: CfgNode, processes: int) -> Iterator[S4MError]:
     values = config_items(cfg)
     try:
         build_lr_scheduler(cfg, torch.optim.SGD([torch.zeros(1, requires_grad=True)]))
+    except ZeroDivisionError:  # SOLVER.MAX_ITER is 0, an error of its own
+        pass
     except ValueError as error:
         yield ConfigError(f"SOLVER.LR_SCHEDULER_NAME: {error}")
     for key in ("MODEL.RESNETS.NORM", "MODEL.TIMM.NORM"):
