@@ -86,6 +86,16 @@ def test_what_makes_masks_worse_is_switched_off_and_the_best_prompt_taken(
         assert choice == "off" or part.refiner.prompt == choice
 
 
+def test_a_refiner_without_prompts_is_measured_as_it_is(gate_config):
+    cfg = gate_config("auto", "auto")
+    labeling = PseudoLabeling(cfg, EMATeacher(Oracle(), 0.5))
+    labeling.refiner = TeacherMasks().__call__  # takes no attributes
+    decision = gate.compare_refinement(cfg, labeling)
+    assert decision["pq"] == {"before": 1.0, cfg.S4M.REFINE.METHOD: 1.0}
+    gate.apply_decision(decision, labeling)
+    assert labeling.arp is not None
+
+
 @pytest.mark.parametrize(
     ("options", "stays"),
     [

@@ -248,13 +248,14 @@ def compare_refinement(cfg: CfgNode, labeling: PseudoLabeling) -> Decision:
     records, settings = held_out_records(cfg), cfg.S4M.REFINE
     if not records:
         return {}
-    prompt = settings.PROMPT if hasattr(labeling.refiner, "prompt") else settings.METHOD
+    prompt = settings.PROMPT if _is_prompted(labeling) else settings.METHOD
     measurement = QualityMeasurement(cfg, labeling, records)
     prompts = PROMPTS if prompt == AUTO_PROMPT else (prompt,)
     pq: dict[str, float] = {}
     images = 0
     for prompt in prompts:
-        labeling.refiner.prompt = prompt
+        if _is_prompted(labeling):
+            labeling.refiner.prompt = prompt
         if report := measurement():
             images = report.steps[BEFORE].images
             for name, step in ((BEFORE, BEFORE), (prompt, AFTER)):
@@ -280,8 +281,13 @@ def apply_decision(decision: Decision, labeling: PseudoLabeling) -> None:
     choice = decision.get("choice")
     if choice == OFF:
         labeling.refiner = TeacherMasks()
-    elif choice:
+    elif choice and _is_prompted(labeling):
         labeling.refiner.prompt = choice
+
+
+def _is_prompted(labeling: PseudoLabeling) -> bool:
+    """Whether the refiner has prompts to choose from; any callable may be one."""
+    return hasattr(labeling.refiner, "prompt")
 
 
 def labeling_of_run(
