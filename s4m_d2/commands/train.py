@@ -70,12 +70,13 @@ def run_process(args: argparse.Namespace) -> Mapping[str, Any] | None:
             example = "such as output/student/model_final.pth"
             raise ConfigError(f"MODEL.WEIGHTS is empty: name what to evaluate, {example}.")
         check_output_dir(cfg, resume=True)
-    kept = [Path(cfg.OUTPUT_DIR, name) for name in (FACTS, CONFIG)] if args.eval_only else []
-    config = kept[1].read_bytes() if kept and all(map(Path.is_file, kept)) else b""
+    config, facts = (Path(cfg.OUTPUT_DIR, name) for name in (CONFIG, FACTS))
+    is_runs = args.eval_only and config.is_file() and facts.is_file()
+    content = config.read_bytes() if is_runs else b""
     default_setup(cfg, args)
-    if config and comm.is_main_process():  # a run's own, which its other commands read
-        with atomic_write(kept[1], "wb") as file:
-            file.write(config)
+    if is_runs and comm.is_main_process():  # the run's other commands read its own
+        with atomic_write(config, "wb") as file:
+            file.write(content)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="s4m_d2")
     if own_data is not None:
         own_data.save(warn=args.eval_only)

@@ -110,8 +110,12 @@ def config_errors(
     errors += _training_errors(cfg, num_processes)
     if errors:
         return errors
+    try:  # parts that need neither data nor SAM are built
+        build_lr_scheduler(cfg, torch.optim.SGD([torch.zeros(1, requires_grad=True)]))
+    except ValueError as error:
+        errors.append(ConfigError(f"SOLVER.LR_SCHEDULER_NAME: {error}"))
     mappers = [cfg.INPUT.DATASET_MAPPER_NAME]
-    if runs_stage(cfg, "student"):  # parts that need neither data nor SAM are built
+    if runs_stage(cfg, "student"):
         mappers.append(cfg.S4M.UNLABELED_MAPPER)
         errors += attempt(ARP, cfg)[1] if cfg.S4M.ARP.ENABLED else []
     found = (attempt(DATASET_MAPPER_REGISTRY.get(name), cfg, True)[1] for name in mappers)
@@ -173,12 +177,6 @@ def _training_errors(cfg: CfgNode, processes: int) -> Iterator[S4MError]:
             f"{cfg.SOLVER.MAX_ITER}: the teacher would never follow the student."
         )
     values = config_items(cfg)
-    try:
-        build_lr_scheduler(cfg, torch.optim.SGD([torch.zeros(1, requires_grad=True)]))
-    except ZeroDivisionError:  # SOLVER.MAX_ITER is 0, an error of its own
-        pass
-    except ValueError as error:
-        yield ConfigError(f"SOLVER.LR_SCHEDULER_NAME: {error}")
     for key in ("MODEL.RESNETS.NORM", "MODEL.TIMM.NORM"):
         if processes > 1 and values[key] == "SyncBN" and not cfg.MODEL.DEVICE.startswith("cuda"):
             yield ConfigError(f"{key} is SyncBN, which needs GPUs; expected BN or FrozenBN.")

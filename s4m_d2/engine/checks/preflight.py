@@ -301,14 +301,12 @@ def _unlabeled_finding(
     decoded, reasons = _look_at(cfg, "unlabeled", records)
     item, text = "unlabeled data", f"{name}: {len(records):,} images; {decoded} decoded"
     damaged, most = sum("unreadable" in record for record in records), cfg.S4M.MAX_SKIPPED_IMAGES
-    if decoded and damaged > most:
-        error = f"The unlabeled data set '{name}': {damaged:,} images cannot be used, more than "
-        error += f"S4M.MAX_SKIPPED_IMAGES, {most}, allows. {reasons[0]}"
-        return Finding(item, text, [*shared, DatasetError(error)])
-    if decoded:
+    if decoded and damaged <= most:
         return Finding(item, text, shared, [f"Unlabeled data set '{name}': {r}" for r in reasons])
-    error = f"The unlabeled data set '{name}': none of the sampled images can be used. {reasons[0]}"
-    return Finding(item, text, [*shared, DatasetError(error)])
+    which = f"{damaged:,} images cannot be used, more than S4M.MAX_SKIPPED_IMAGES, {most}, allows"
+    which = which if decoded else "none of the sampled images can be used"
+    error = DatasetError(f"The unlabeled data set '{name}': {which}. {reasons[0]}")
+    return Finding(item, text, [*shared, error])
 
 
 def _annotated_findings(
@@ -348,9 +346,9 @@ def _annotated_findings(
     warnings = [*(found.warnings if found else ())]
     if (empty := counts.count(0)) > _MANY_EMPTY * len(counts):
         warnings.append(
-            f"{empty:,} of the {len(counts):,} images of '{name}' have no instance. They count as "
-            "images without objects, also where nobody has labeled them yet: then remove them from "
-            "the json, and they are unlabeled."
+            f"{empty:,} of the {len(counts):,} images of '{name}' have no instance. They are no "
+            "unlabeled images, and DATALOADER.FILTER_EMPTY_ANNOTATIONS keeps them out of training. "
+            "Remove those that nobody has labeled yet from the json, and they are unlabeled."
         )
     yield Finding(f"{role} data", text, errors, warnings)
     if not errors:

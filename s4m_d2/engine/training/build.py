@@ -98,14 +98,14 @@ def build_unlabeled_loader(cfg: CfgNode, start_iter: int = 0) -> Iterable[list[d
     """Build the unlabeled stream of stage 2."""
     records = get_detection_dataset_dicts(cfg.DATASETS.UNLABELED, filter_empty=False)
     records = build_tiling(cfg).records(records)
-    mapper, sampler = cfg.S4M.UNLABELED_MAPPER, "TrainingSampler"
+    mapper = cfg.S4M.UNLABELED_MAPPER
     total = cfg.S4M.UNLABELED_IMS_PER_BATCH or cfg.SOLVER.IMS_PER_BATCH
     if cfg.S4M.ARP.ENABLED and total < 2 * comm.get_world_size():
         logger.warning(
             "S4M.ARP.ENABLED has no effect: images of one process exchange instances, but each has "
             "one unlabeled image. Use fewer processes or a larger batch."
         )
-    return _stream(cfg, "unlabeled", records, mapper, sampler, total, start_iter)
+    return _stream(cfg, "unlabeled", records, mapper, "TrainingSampler", total, start_iter)
 
 
 def _stream(
