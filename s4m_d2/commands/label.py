@@ -17,6 +17,7 @@ images are listed at the end, and the exit status is then 1.
 from __future__ import annotations
 
 import argparse
+import datetime
 import glob
 import json
 import math
@@ -80,12 +81,9 @@ def label(args: argparse.Namespace, overrides: list[str]) -> int:
     once = ["S4M.PSEUDO_LABEL.DUPLICATE_IOU", "0.7"]  # one label per instance, to correct
     cfg = model_config(args.config_file, args.weights, [*once, *overrides, *score])
     names = class_names(cfg, args.class_names)
-    written = os.path.join(os.path.realpath(args.output), "")  # also pictures of s4m-review
-    paths = [
-        os.path.relpath(path, args.images)
-        for path in list_images(args.images, IMAGE_EXTENSIONS, "--images names a folder of images.")
-        if not os.path.realpath(path).startswith(written)
-    ]
+    remedy = "--images names a folder of images."
+    found = list_images(args.images, IMAGE_EXTENSIONS, remedy)
+    paths = [os.path.relpath(path, args.images) for path in found]
     _claim(args, {"config": cfg.dump(), "names": names})
     rank, processes = (int(os.environ.get(key, x)) for key, x in (("RANK", 0), ("WORLD_SIZE", 1)))
     done = {row["file_name"] for row in labeled_rows(args.output)}
@@ -139,6 +137,8 @@ def _claim(args: argparse.Namespace, content: dict[str, Any]) -> None:
     """Note with what OUT is labeled, or refuse one that was labeled otherwise, or holds others."""
     wanted = {key: getattr(args, key) for key in ("model", "format", "min_area", "max_instances")}
     wanted |= {key: os.path.abspath(getattr(args, key)) for key in ("weights", "images")} | content
+    written = datetime.datetime.fromtimestamp(os.path.getmtime(args.weights))
+    wanted["weights"] += f", {written:%Y-%m-%d %H:%M:%S}, {os.path.getsize(args.weights):,} bytes"
     path = os.path.join(args.output, SETTINGS)
     # Looked at once: other processes begin at the same time.
     present = os.listdir(args.output) if os.path.isdir(args.output) else []

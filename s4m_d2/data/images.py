@@ -23,6 +23,8 @@ from s4m_d2.errors import DatasetError, S4MError, attempt
 from s4m_d2.files import atomic_write, digest
 
 IMAGE_EXTENSIONS = tuple(".jpg .jpeg .png .bmp .webp .tif .tiff .jfif .gif .jp2 .ppm .pgm".split())
+# Files of folders that this project's commands wrote.
+_WRITTEN = {"run.json", "config.yaml"}, {".label.json"}, {"predictions.json", "images.json"}
 _UNREAD = ".heic .heif .avif .jxl .dng .cr2 .nef .arw .psd".split()  # pictures
 VIDEO_EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 _UPLOAD = re.compile(r"(?<![^/])[0-9a-f]{8}-(?=[^/]+$)")  # Label Studio's, before a name
@@ -142,7 +144,8 @@ def list_images(image_dir: str, suffixes: tuple[str, ...], remedy: str) -> list[
     """List the files below a folder whose names end in one of ``suffixes``, sorted.
 
     Hidden files and folders, pipes and devices are left out. Links are followed, but each folder
-    is visited once, and before links beside it. Broken links are listed.
+    is visited once, and before links beside it. Broken links are listed. What a run, s4m-label or
+    s4m-predict wrote below the folder is left out.
     DatasetError: there is no folder, or no such file in it; ``remedy`` ends the message.
     """
     if not os.path.exists(image_dir):
@@ -155,7 +158,8 @@ def list_images(image_dir: str, suffixes: tuple[str, ...], remedy: str) -> list[
     visited = {str(folder) for folder in Path(os.path.realpath(image_dir)).parents}
     for folder, below, names in os.walk(image_dir, onerror=logger.warning, followlinks=True):
         real = os.path.realpath(folder)
-        if real in visited:
+        written = folder != image_dir and any(marks <= {*names} for marks in _WRITTEN)
+        if real in visited or written:
             below.clear()
             continue
         visited.add(real)

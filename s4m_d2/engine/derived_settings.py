@@ -6,6 +6,7 @@ Keys set by the user are kept, and keys that depend on them are derived from the
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -26,6 +27,7 @@ _GIB = 1 << 30
 _SIZE_STEP = 32  # px: the backbone's largest stride
 _ITERATION_STEP = 50
 _LSJ = "coco_instance_lsj"
+SET_BY_USER = "set by you"  # a reason
 _NEARLY_ALL = 95  # % of the images or tiles
 
 # Activations of a training step on a GPU: of each image (labeled or unlabeled), and of each million
@@ -83,7 +85,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Derived:
-    """A derived setting with its reason."""
+    """A setting that is derived unless the user set it, with the reason."""
 
     key: str
     value: Any
@@ -92,26 +94,24 @@ class Derived:
 
 def derive(
     cfg: CfgNode, facts: DataFacts, machine: Machine, explicit: Collection[str]
-) -> tuple[list[Derived], list[str]]:
+) -> list[Derived]:
     """Derive the settings, each of which depends only on earlier ones, and :func:`apply` them."""
     rules = (_sizes, _model, _batch, _iterations, _teacher_of_student, _instances, _periods)
     found = (setting for rule in rules for setting in rule(cfg, facts, machine, explicit))
     return apply(cfg, found, explicit)  # a rule reads what was set before it
 
 
-def apply(
-    cfg: CfgNode, settings: Iterable[Derived], explicit: Collection[str]
-) -> tuple[list[Derived], list[str]]:
+def apply(cfg: CfgNode, settings: Iterable[Derived], explicit: Collection[str]) -> list[Derived]:
     """Set the keys that are not ``explicit`` (the user's) in a config that is not frozen; returns
-    these settings, and the other keys."""
-    applied, kept = [], []
+    all of them as they are now."""
+    applied = []
     for setting in settings:
         if setting.key in explicit:
-            kept.append(setting.key)
-        else:
-            cfg.merge_from_list([setting.key, setting.value])
-            applied.append(setting)
-    return applied, kept
+            value = functools.reduce(getattr, setting.key.split("."), cfg)
+            setting = Derived(setting.key, value, SET_BY_USER)
+        cfg.merge_from_list([setting.key, setting.value])
+        applied.append(setting)
+    return applied
 
 
 def _up(value: float, step: int) -> int:
@@ -119,7 +119,7 @@ def _up(value: float, step: int) -> int:
 
 
 def _sizes(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[Derived]:
-    if facts.tile[0]:
+    if facts.tile[0] or "INPUT.TILE.SIZE" in explicit:
         yield Derived("INPUT.TILE.SIZE", *facts.tile)
     budget = machine.budget
     side = min(_up(facts.long_side, _SIZE_STEP), budget.longest_side)

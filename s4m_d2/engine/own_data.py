@@ -20,7 +20,15 @@ from s4m_d2.data.annotations import Annotations, Findings, read_annotations, tar
 from s4m_d2.data.images import copies, list_unlabeled
 from s4m_d2.data.merging import merge_annotations
 from s4m_d2.engine.config_file import explicit_keys, load_config
-from s4m_d2.engine.derived_settings import DataFacts, Derived, Machine, apply, data_facts, derive
+from s4m_d2.engine.derived_settings import (
+    SET_BY_USER,
+    DataFacts,
+    Derived,
+    Machine,
+    apply,
+    data_facts,
+    derive,
+)
 from s4m_d2.engine.stages import run_config, run_folder, runs_stage
 from s4m_d2.errors import ConfigError, DatasetError, Finding, S4MError, first_names, raise_all
 from s4m_d2.files import digest, write_json
@@ -52,7 +60,7 @@ class StoredData:
     """What the run's folder of data holds beside the annotations."""
 
     classes: tuple[str, ...]  #: names in the order of contiguous ids
-    settings: tuple[Derived, ...]  #: that were derived
+    settings: tuple[Derived, ...]  #: that were derived, or set instead
     #: paths below S4M.DATA.UNLABELED, absolute for frames; (): stage 2 was not asked for
     unlabeled: tuple[str, ...]
     labeled_digest: str  #: of the user's files when the run began
@@ -68,10 +76,11 @@ def is_stored(folder: str) -> bool:
     return os.path.isfile(os.path.join(folder, SETTINGS))
 
 
-def class_lists(cfg: CfgNode) -> tuple[Sequence[str], Sequence[str]]:
-    """Names of the classes of MODEL.WEIGHTS and of the run; (), if no run on own data wrote it."""
-    folder = os.path.join(run_folder(cfg.MODEL.WEIGHTS), FOLDER)
-    if not (cfg.MODEL.WEIGHTS and is_stored(folder)):
+def class_lists(cfg: CfgNode, weights: str) -> tuple[Sequence[str], Sequence[str]]:
+    """Names of the classes of a file of weights and of the run; (), if no run on own data wrote the
+    file."""
+    folder = os.path.join(run_folder(weights), FOLDER)
+    if not (weights and is_stored(folder)):
         return (), ()
     classes = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes", ())
     return read_stored(folder).classes, classes
@@ -117,7 +126,6 @@ class OwnData:
     folder: str  #: where the run keeps its data
     is_new: bool  #: the run begins: everything is to be stored there
     notes: Sequence[str]  #: what the user should know
-    kept: Sequence[str]  #: keys that would have been derived but are the user's
 
     def save(self, *, warn: bool = False) -> None:
         """Write what the run begins with, where that is not done; all processes call it.
@@ -141,10 +149,11 @@ class OwnData:
             text += f"; left out of the unlabeled folder: {count:,} {reason}"
         if not self.is_new:
             text += f"; as the run began, in {os.path.relpath(self.folder)}"
-        derived = [f"{s.key} {s.value}: {s.reason}" for s in settings if s.key not in self.kept]
-        kept = [Finding("not derived", f"set by you: {', '.join(self.kept)}")]
+        derived = [f"{s.key} {s.value}: {s.reason}" for s in settings if s.reason != SET_BY_USER]
+        kept = [f"{s.key} {s.value}" for s in settings if s.reason == SET_BY_USER]
         lines = [Finding("own data", text, (), self.notes)]
-        return lines + [Finding("derived", line) for line in derived] + kept * bool(self.kept)
+        lines += [Finding("derived", line) for line in derived]
+        return lines + [Finding(SET_BY_USER, ", ".join(kept))] * bool(kept)
 
 
 def load_run(
@@ -292,7 +301,7 @@ def _begin(
     facts = data_facts(labeled, train, len(unlabeled), len(held_out), tiling)
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
     memory = torch.cuda.get_device_properties(0).total_memory if on_gpu else 0
-    settings, kept = derive(cfg, facts, Machine(memory, num_processes), explicit)
+    settings = derive(cfg, facts, Machine(memory, num_processes), explicit)
     notes += _notes(cfg, facts, labeled, validation, eval_only)
     evaluated = validation if data.VAL or held_out else None
     stored = StoredData(
@@ -307,7 +316,7 @@ def _begin(
         val_image_root=validation.image_root,
     )
     truth = os.path.join(folder, EVALUATED if eval_only else VAL)
-    return OwnData(stored, train, evaluated, truth, folder, not eval_only, notes, kept)
+    return OwnData(stored, train, evaluated, truth, folder, not eval_only, notes)
 
 
 def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: bool) -> OwnData:
@@ -319,10 +328,12 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
             f"The run in '{cfg.OUTPUT_DIR}' has stage 1 alone: --resume cannot go on with stage 2. "
             f"Start that in another OUTPUT_DIR: S4M.STAGE student S4M.TEACHER_WEIGHTS {weights}"
         )
-    _, kept = apply(cfg, stored.settings, explicit)
+    stored = replace(stored, settings=tuple(apply(cfg, stored.settings, explicit)))
     folders, val_images = _image_dirs(cfg)
     has_changed = _labeled_digest(cfg) != stored.labeled_digest  # other files, of other folders
-    images = has_changed and stored.image_root or os.path.commonpath(folders or [folder])
+    images = os.path.commonpath(folders or [folder])
+    if has_changed and os.path.isdir(stored.image_root):
+        images = stored.image_root
     train = _read(os.path.join(folder, TRAIN), images, classes=stored.classes)
     validation, truth = None, os.path.join(folder, VAL)
     if eval_only and data.VAL:
@@ -340,7 +351,7 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
             f"{', '.join(data.LABELED)} is not what the run was trained on, and is not looked at: "
             f"evaluated are the run's validation images, {truth}. --val names others."
         )
-    return OwnData(stored, train, validation, truth, folder, False, notes, kept)
+    return OwnData(stored, train, validation, truth, folder, False, notes)
 
 
 def _notes(

@@ -79,14 +79,17 @@ def last_weights(run: str) -> str:
 
     WeightsError: there is none.
     """
-    paths = [os.path.join(run, stage, FINAL_CHECKPOINT) for stage in reversed(STAGES)]
-    found = [path for path in paths if os.path.isfile(path)]
-    if os.path.isdir(run) and not found:
+    if not os.path.isdir(run):
+        return run
+    folders = [os.path.join(run, stage) for stage in reversed(STAGES)]
+    begun = next(filter(holds_run, folders), folders[-1])
+    path = os.path.join(begun, FINAL_CHECKPOINT)
+    if not os.path.isfile(path):
         raise WeightsError(
-            f"The run '{run}' has no final checkpoint: {' and '.join(paths)} do not exist. Give "
-            "the OUTPUT_DIR of a finished run, or a file of weights."
+            f"'{run}' holds no finished run: '{path}' does not exist. Give the OUTPUT_DIR of a "
+            "run, finish it with --resume, or give a file of weights."
         )
-    return found[0] if found else run
+    return path
 
 
 def run_folder(weights: str) -> str:

@@ -188,9 +188,12 @@ def stored_results(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 class Stage:
-    """One of the trainings of a run, read from its folder, named by a key of TITLES."""
+    """One of the trainings of a run, read from its folder, named by a key of TITLES.
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+    ``is_fixed``: a later one has begun.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], *, is_fixed: bool) -> None:
         def iterations(key: str) -> int:
             value = settings.get(key)
             return value if isinstance(value, int) else 0
@@ -198,10 +201,12 @@ class Stage:
         self.name, self.title, self.model = folder.name, TITLES[folder.name], MODELS[folder.name]
         self.curves = read_curves(folder / "metrics.json")
         self.results = stored_results(folder / "results.json")  # nested as by Detectron2
-        self.finished = (folder / "model_final.pth").is_file()
-        done = self.results.get("iterations") if self.finished else 0
+        evaluated = self.results.get("iterations", 0)
         own = 0 if self.name == "student" else iterations(f"S4M.{self.name.upper()}.MAX_ITER")
-        self.iterations = done or own or iterations("SOLVER.MAX_ITER")  # 0: unknown
+        length = own or iterations("SOLVER.MAX_ITER")  # 0: unknown
+        is_trained = (folder / "model_final.pth").is_file()
+        self.finished = is_trained and (is_fixed or evaluated >= length)
+        self.iterations = (evaluated if self.finished else 0) or length
         self.burn_in = iterations("S4M.BURN_IN") if self.name == "student" else 0
         self.done = (self.finished and self.iterations) or self.curves.iterations
 
@@ -250,7 +255,9 @@ class Run:
         if not self.config and not present:
             expected = f"{CONFIG} or one of {', '.join(TITLES)}/"
             raise DatasetError(f"'{output_dir}' holds no run: expected {expected} in OUTPUT_DIR.")
-        self.stages = [Stage(folder / name, self.settings) for name in present]
+        self.stages = [
+            Stage(folder / name, self.settings, is_fixed=name != present[-1]) for name in present
+        ]
         self.facts = stored_results(folder / FACTS)  # findings of checks, measurements, versions
         for name, file in MEASURED.items():
             if text := stored_results(folder / file).get("text"):

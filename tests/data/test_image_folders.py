@@ -51,6 +51,19 @@ def test_each_real_folder_is_visited_once_and_nothing_hidden_or_special_is_opene
     assert [record["image_id"] for record in unlabeled_records(paths, folder)] == kept
 
 
+def test_what_commands_wrote_into_the_folder_is_no_image_of_it(tmp_path):
+    files = ["a.png", "b/2.png", "b/run.json", "mine/predictions.json", "mine/3.png"]
+    written = [
+        *("out/run.json", "out/config.yaml", "out/student/figures/arp_0000002.png"),
+        *("labels/.label.json", "labels/review/0001.png"),
+        *("demo/predictions.json", "demo/images.json", "demo/overlays/a.png"),
+    ]
+    folder = write(tmp_path, dict.fromkeys([*files, *written], b""))
+    assert list_unlabeled(folder) == (["a.png", "b/2.png", "mine/3.png"], {})
+    overlays = os.path.join(folder, "demo")  # asked for by name
+    assert len(list_images(overlays, IMAGE_EXTENSIONS, "")) == 1
+
+
 def test_a_folder_without_images_is_refused_and_the_option_named(tmp_path, caplog):
     for files in ({}, {".hidden/1.png": b"", "a.txt": b"", "b.HEIC": b""}, None):
         folder = str(tmp_path / "none") if files is None else write(tmp_path, files)

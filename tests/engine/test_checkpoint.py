@@ -10,7 +10,7 @@ import torch
 
 from s4m_d2.engine.checkpointing import checkpoint as files
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
-from s4m_d2.engine.stages import stage_is_finished
+from s4m_d2.engine.stages import last_weights, stage_is_finished
 from s4m_d2.errors import WeightsError
 from s4m_d2.files import remove_temporaries
 
@@ -221,6 +221,19 @@ def test_a_final_checkpoint_is_whole_or_the_run_continues_from_the_one_before(
     assert files.has_final(str(tmp_path))
     truncate(tmp_path / "model_final.pth")
     assert not files.has_final(str(tmp_path)) and resume(tmp_path) == 5
+
+
+def test_the_last_weights_of_a_run_are_of_its_last_stage_or_none(tmp_path):
+    with pytest.raises(WeightsError, match="teacher/model_final.pth"):
+        last_weights(str(tmp_path))
+    for stage in ("teacher", "student"):
+        (tmp_path / stage).mkdir()
+        save(tmp_path / stage, 4)
+        with pytest.raises(WeightsError, match=f"{stage}/model_final.pth"):  # not stage 1's
+            last_weights(str(tmp_path))
+        checkpointer(tmp_path / stage).save("model_final", iteration=7)
+        assert last_weights(str(tmp_path)) == str(tmp_path / stage / "model_final.pth")
+    assert last_weights("of.pth") == "of.pth"
 
 
 def test_a_stage_is_finished_when_it_is_saved_and_evaluated(tmp_path):

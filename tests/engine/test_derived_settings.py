@@ -13,6 +13,7 @@ from PIL import Image
 from s4m_d2.data.annotations import read_annotations
 from s4m_d2.engine.config_file import explicit_keys, load_config
 from s4m_d2.engine.derived_settings import (
+    SET_BY_USER,
     DataFacts,
     Machine,
     data_facts,
@@ -30,12 +31,14 @@ USUAL = {
 
 
 def derived(machine=CPU, options=(), explicit=None, **facts):
-    """(config, settings by key, kept keys) of data that differ from the usual by ``facts``."""
+    """(config, derived settings, the user's), of data that differ from the usual by ``facts``."""
     cfg = load_config(str(ROOT / "configs" / "custom.yaml"), list(map(str, options)))
     cfg.defrost()
     explicit = set(map(str, options[::2])) if explicit is None else explicit
-    settings, kept = derive(cfg, DataFacts(**USUAL | facts), machine, explicit)
-    return cfg, {setting.key: setting.value for setting in settings}, kept
+    found, kept = {}, {}
+    for setting in derive(cfg, DataFacts(**USUAL | facts), machine, explicit):
+        (kept if setting.reason == SET_BY_USER else found)[setting.key] = setting.value
+    return cfg, found, kept
 
 
 def sized(height, width):
@@ -106,7 +109,8 @@ def test_settings_follow_from_machine_and_data():
         cfg, settings, kept = derived(machine, options, **facts)
         found = tuple(reduce(getattr, key.split("."), cfg) for key in keys)
         assert found == values, (machine, options, facts)
-        assert not set(options[::2]) & set(settings) and set(kept) <= set(options[::2])
+        assert not set(options[::2]) & set(settings)
+        assert kept == {k: v for k, v in zip(options[::2], options[1::2], strict=True) if k in kept}
 
 
 def test_what_a_run_does_not_need_is_not_derived():

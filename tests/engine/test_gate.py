@@ -128,6 +128,23 @@ def test_stage_1_leaves_out_what_is_measured_and_later_stages_do_not(gate_config
     assert held_out <= seen[S4MTrainer] & seen[FineTuneTrainer]
 
 
+def test_the_last_image_of_a_class_and_copies_of_others_are_not_taken_apart():
+    def record(name, *classes):
+        segmentation = [[0.0, 0.0, 9.0, 0.0, 9.0, 9.0]]
+        rows = [{"category_id": index, "segmentation": segmentation} for index in classes]
+        return {"file_name": name, "annotations": rows}
+
+    def held_out(records):
+        return [record["file_name"] for record in gate._share(records)]
+
+    rare = [record("0", 0, 1), record("1", 0, 2), record("2", 2)]
+    others = [record(f"{i}", 0) for i in range(3, 10)]
+    assert held_out(rare + others) == ["1", "3"]  # class 2 is then of one image alone
+    copied = [record("a_jpg.rf.1.jpg", 0), record("a_jpg.rf.2.jpg", 0), *others]
+    assert held_out(copied) == ["a_jpg.rf.1.jpg", "a_jpg.rf.2.jpg"]
+    assert held_out([record("x", 0), record("y", 1)]) == ["x"]  # none that leaves others
+
+
 def test_nothing_is_left_out_where_nothing_is_measured(gate_config):
     for changes in (
         {"gate": "off"},
@@ -173,6 +190,11 @@ def test_a_sam_whose_masks_are_poor_is_not_used(small_config, monkeypatch, mode,
     labeling = gate.labeling_of_run(cfg, f"{cfg.OUTPUT_DIR}/student/model_final.pth", Oracle())
     assert isinstance(labeling.refiner, TeacherMasks) != stays and (labeling.arp is None) != stays
     assert Path(cfg.OUTPUT_DIR, "teacher", gate.SAM_RESULT).is_file() == (mode != "off")
+    # So do weights elsewhere with the run's config, and those of a run of stage 1 alone.
+    for path in ("copied.pth", f"{cfg.OUTPUT_DIR}/teacher/model_final.pth"):
+        labeling = gate.labeling_of_run(cfg, path, Oracle())
+        assert isinstance(labeling.refiner, TeacherMasks) != stays
+        Path(cfg.OUTPUT_DIR, "student", gate.RESULT).unlink(missing_ok=True)
     own = small_config(S4M__REFINE__GATE=mode, S4M__ARP__GATED=False)
     assert gate.decide_by_sam(stage_config(own, "student"), "student", resume=False).S4M.ARP.ENABLED
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from s4m_d2.data.images import read_image
 from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.derived_settings import SET_BY_USER
 from s4m_d2.engine.labeling.gate import split_labeled
 from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.visualization import write_video
@@ -199,7 +200,7 @@ def test_facts_are_of_tiles_and_without_a_fraction_nothing_is_held_out(data, rea
     assert (cfg.INPUT.IMAGE_SIZE, cfg.INPUT.MIN_SIZE_TEST) == (192, 192)
     reasons = {setting.key: setting.reason for setting in own.stored.settings}
     assert reasons["SOLVER.MAX_ITER"].startswith("8 times 12 unlabeled tiles")
-    assert "INPUT.TILE.SIZE" not in reasons
+    assert reasons["INPUT.TILE.SIZE"] == SET_BY_USER  # it would not have been derived
 
 
 def test_a_users_keys_win_and_are_named(data, read, tmp_path):
@@ -210,8 +211,8 @@ def test_a_users_keys_win_and_are_named(data, read, tmp_path):
     )
     cfg, own = read(own_options(data), config_file=str(config))
     assert (cfg.INPUT.IMAGE_SIZE, cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH) == (96, 2, 2)
-    kept = {"INPUT.IMAGE_SIZE", "SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "S4M.BURN_IN"}
-    assert kept < set(own.kept) and not kept & {setting.key for setting in own.stored.settings}
+    kept = {s.key: s.value for s in own.stored.settings if s.reason == SET_BY_USER}
+    assert kept.items() >= {"INPUT.IMAGE_SIZE": 96, "SOLVER.MAX_ITER": 2, "S4M.BURN_IN": 1}.items()
     assert "INPUT.IMAGE_SIZE" in own.findings()[-1].text
     assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 8
     changed = {"MODEL__SEM_SEG_HEAD__NUM_CLASSES": 80}  # the checks before training refuse it

@@ -15,7 +15,7 @@ from s4m_d2.engine.checkpointing.weight_names import model_weights
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.figures.predictor import class_names
 from s4m_d2.engine.stages import stage_config
-from s4m_d2.engine.training.trainer import TeacherTrainer
+from s4m_d2.engine.training.trainer import S4MTrainer, TeacherTrainer
 from s4m_d2.errors import DatasetError
 from s4m_d2.report import read_results
 from s4m_d2.visualization import write_video
@@ -92,7 +92,7 @@ def test_a_check_tells_settings_and_reasons_and_writes_nothing(finished, tmp_pat
     assert not output.exists()
     said = " ".join(capsys.readouterr().out.split())
     assert "SOLVER.MAX_ITER 800: 8 times 5 unlabeled images in batches of 2" in said
-    assert "not derived set by you" in said and "own_val" in said
+    assert "set by you" in said and "S4M.TEACHER.MAX_ITER" in said and "own_val" in said
     assert re.search(r"SAM's masks IoU 0\.\d\d of \d+ masks", said)
 
 
@@ -146,6 +146,10 @@ def test_an_evaluation_has_the_split_and_settings_of_the_weights_run(finished, t
     again = overrides(run, **changes)
     assert train_net(*own_options(data, unlabeled=None), "--eval-only", *again) == 0
     assert (run / "config.yaml").read_bytes() == config
+    # What the user set is of the run, too.
+    fewer = overrides(tmp_path / "eval", S4M__BURN_IN=None, SOLVER__MAX_ITER=None, **changes)
+    cfg, _ = read(*own_options(data, unlabeled=None), "--eval-only", *fewer)
+    assert (cfg.S4M.BURN_IN, cfg.SOLVER.MAX_ITER) == (1, 2)
     # Other images than the run's own: a file beside them is compared with.
     others = {"val": finished[0] / "annotations.json", "val_images": finished[0] / "labeled"}
     options = own_options(finished[0], labeled=None, images=None, unlabeled=None, **others)
@@ -212,3 +216,11 @@ def test_a_run_starts_from_another_by_class_names_with_corrected_images(finished
     assert torch.equal(after[name][:8], before[name][:8])  # the first file's classes, in its order
     assert torch.equal(after[name][8], fresh[8]) and torch.equal(after[name][9], before[name][8])
     assert "tram" in str(trainer.checkpointer.last_report)
+
+    # The same of a teacher, in the place of stage 1.
+    options = ("S4M.TEACHER_WEIGHTS", cfg.MODEL.WEIGHTS, "S4M.STAGE", "student")
+    words = overrides(tmp_path / "third", MODEL__WEIGHTS=None)
+    cfg, _ = read(*own_options(data), *more, *words, *options)
+    teacher = S4MTrainer(stage_config(cfg, "student"), cfg.S4M.TEACHER_WEIGHTS).teacher
+    rows = teacher.model.state_dict()[name]
+    assert torch.equal(rows[:8], before[name][:8]) and torch.equal(rows[9], before[name][8])

@@ -67,6 +67,13 @@ def test_the_command_ranks_a_labeled_folder(tmp_path, capsys):
     assert [row["file_name"] for row in table] == ["bad <i>.png", "good.png"]
     page = (out / "review.html").read_text()
     assert "bad &lt;i&gt;.png" in page and "good.png" not in page
+    rows = (out / "labels-0.jsonl").read_text()
+    unrated = json.loads(rows.splitlines()[0])  # as without refinement
+    del unrated["instances"][0]["sam_iou"]
+    for text, by in ((rows, "mask"), (json.dumps(unrated) + "\n", "class")):
+        (out / "labels-0.jsonl").write_text(text)
+        review.main([str(out), "--count", "1"])
+        assert f"by {by}:" in capsys.readouterr().out
     found = sorted(path.name for path in (out / "review").iterdir())
     assert found == ["0001.png", "corrected.json"]
     assert review.main([str(images)]) == 1 and "s4m-label" in capsys.readouterr().err

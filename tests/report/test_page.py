@@ -78,8 +78,9 @@ def make_run(folder: Path, config: dict | None = CONFIG, *, metrics: bool = Fals
         "segm": {"AP": 27.0, "AP50": 46.9, "AP-car": 28.5, "AP-bus": None},
         "teacher": {"segm": {"AP": 26.6, "AP50": 45.8, "AP-car": 40.0, "AP-bus": 5.0}},
     }
-    for name, results in (("teacher", teacher), ("student", student)):
+    for name, results, iterations in (("teacher", teacher, 300), ("student", student, 800)):
         (folder / name).mkdir()
+        results["iterations"] = iterations
         (folder / name / "results.json").write_text(json.dumps(results))
         (folder / name / "model_final.pth").touch()
     if metrics:
@@ -193,6 +194,15 @@ def test_a_run_under_way_says_how_far_it_is(run):
     _, page = page_of(run)
     assert "not complete" in page.texts and "60 of 800" in page.text
     assert page.row("stage-1 teacher") == ["20.2", "37.0"]
+
+
+def test_a_run_that_was_killed_in_its_last_evaluation_is_not_complete(run):
+    assert "complete" in page_of(run)[1].texts
+    results = run / "student" / "results.json"
+    results.write_text(results.read_text().replace("800", "760"))  # of an earlier evaluation
+    write_lines(run / "student" / "metrics.json", [student_record(779)])
+    _, page = page_of(run)
+    assert "not complete" in page.texts and "780 of 800" in page.text
 
 
 def test_what_is_not_there_is_said(tmp_path):

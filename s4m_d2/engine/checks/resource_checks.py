@@ -117,7 +117,7 @@ def weight_findings(
     if resume and all(begun[stage] for stage in stages if stage != "finetune"):
         yield Finding("first weights", "not needed: every stage continues from its checkpoint")
     elif path:
-        yield _file_finding("first weights", model, path, class_lists(cfg))
+        yield _file_finding("first weights", model, path, class_lists(cfg, path))
     elif timm.PRETRAINED and cfg.MODEL.BACKBONE.NAME == "build_timm_backbone":
         yield Finding("first weights", f"timm's of {timm.NAME}, read when training starts")
     else:
@@ -129,12 +129,11 @@ def weight_findings(
         if not given and earlier in stages:
             yield Finding(earlier, f"made by stage {number} of this run")
         else:
-            yield _file_finding(earlier, model, given or final_weights(cfg, earlier))
+            made = given or final_weights(cfg, earlier)
+            yield _file_finding(earlier, model, made, class_lists(cfg, given))
 
 
-def _file_finding(
-    item: str, model: nn.Module, path: str, classes: ClassLists = ((), ())
-) -> Finding:
+def _file_finding(item: str, model: nn.Module, path: str, classes: ClassLists) -> Finding:
     checkpointer = S4MCheckpointer(model, classes=classes)
     try:
         branch = "student" if item == "student" else "teacher"

@@ -96,8 +96,14 @@ def train(
 
 
 def evaluate(cfg: CfgNode) -> dict[str, Any]:
-    """Evaluate MODEL.WEIGHTS: the student, the teacher or both, as S4M.EVAL says."""
-    cfg = stage_config(cfg, "student")
+    """Evaluate MODEL.WEIGHTS: the student, the teacher or both, as S4M.EVAL says.
+
+    Predictions come into OUTPUT_DIR/inference.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.S4M.DISTILL.ENABLED = False  # consults SAM
+    cfg.freeze()
     model = TeacherTrainer.build_model(cfg)
     both = cfg.S4M.EVAL == "both"
     results: dict[str, Any] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,11 +82,23 @@ def held_out_records(cfg: CfgNode) -> list[dict]:
 
 
 def _share(records: list[dict]) -> list[dict]:
-    """The first fifth of the images, with all copies of its last photograph."""
-    names = [photograph(record["file_name"]) for record in records]
-    count = max(1, round(HELD_OUT_SHARE * len(names)))
-    whole = len(names) - names[::-1].index(names[count - 1])  # copies are in a row
-    return records[: whole if whole < len(names) else count]
+    """A fifth of the images: the first ones, with all copies of a photograph, that leave others of
+    each class."""
+    photographs: dict[str, list[dict]] = defaultdict(list)
+    for record in records:
+        photographs[photograph(record["file_name"])].append(record)
+    left = Counter(index for copies in photographs.values() for index in _classes(copies))
+    count = max(1, round(HELD_OUT_SHARE * len(records)))
+    held_out: list[dict] = []
+    for copies in photographs.values():
+        if len(held_out) < count and all(left[index] > 1 for index in _classes(copies)):
+            held_out += copies
+            left.subtract(_classes(copies))
+    return held_out or records[:count]
+
+
+def _classes(records: Sequence[dict]) -> set[int]:
+    return {annotation["category_id"] for record in records for annotation in targets(record)}
 
 
 def split_labeled(cfg: CfgNode) -> tuple[list[dict], list[dict]]:
@@ -295,12 +308,17 @@ def labeling_of_run(
 ) -> PseudoLabeling:
     """Build what labels images with ``model``, as decided by the gate of the run, if one did.
 
-    ``weights``: file of the model, in a stage's folder of the run; ``backend`` None: the config's.
+    ``weights``: file of the model, in a stage's folder of the run, which may also be the config's
+    OUTPUT_DIR; ``backend`` None: the config's.
     """
     labeling = PseudoLabeling(cfg, EMATeacher(model, cfg.S4M.EMA_DECAY), backend)
-    decision = os.path.join(run_folder(weights), "student", RESULT)
-    if cfg.S4M.REFINE.ENABLED and os.path.isfile(decision):
-        apply_decision(read_results(decision), labeling)
+    gate = cfg.S4M.REFINE.GATE if cfg.S4M.REFINE.ENABLED else OFF
+    for folder in (run_folder(weights), cfg.OUTPUT_DIR) if gate != OFF else ():
+        decision = stored_results(os.path.join(folder, "student", RESULT))
+        of_sam = stored_results(os.path.join(folder, "teacher", SAM_RESULT))
+        if not decision and gate == AUTO and of_sam.get("iou", 1.0) < USEFUL_IOU:
+            decision = {"choice": OFF}  # of stage 1 alone
+        apply_decision(decision, labeling)
     return labeling
 
 
@@ -325,10 +343,8 @@ def decide_by_sam(cfg: CfgNode, stage: str, *, resume: bool) -> CfgNode:
     is_useful = found.get("iou", 1.0) >= USEFUL_IOU
     stays = is_useful or mode != AUTO
     if found and is_main:
-        what = "structural distillation" if stage == "teacher" else "refinement"
-        verdict = "" if stays else f"; no {what} in this stage"
         level = logging.INFO if is_useful else logging.WARNING
-        logger.log(level, "S4M.REFINE.GATE: SAM's masks: %s%s.", found["text"], verdict)
+        logger.log(level, "S4M.REFINE.GATE: SAM's masks: %s.", found["text"])
     if stays:
         return cfg
     cfg = cfg.clone()
@@ -359,6 +375,8 @@ def _measured(cfg: CfgNode, stage: str, resume: bool) -> dict[str, Any]:
     if found is None:
         logger.warning("S4M.REFINE.GATE: SAM was not measured: %s", errors[0])
         return {}
+    if stage == "teacher" and cfg.S4M.REFINE.GATE == AUTO and found["iou"] < USEFUL_IOU:
+        found["text"] += "; stage 1 has no structural distillation"
     write_results(found, path)
     return found
 

@@ -77,8 +77,9 @@ class TeacherTrainer(DefaultTrainer):
         self._trainer = self.build_step(model, data_loader, optimizer, self.bad_steps, precision)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         keep, state = cfg.SOLVER.CHECKPOINT_KEEP, weakref.proxy(self)
+        classes = class_lists(cfg, cfg.MODEL.WEIGHTS)
         self.checkpointer = S4MCheckpointer(
-            self.trained_model, cfg.OUTPUT_DIR, keep=keep, classes=class_lists(cfg), trainer=state
+            self.trained_model, cfg.OUTPUT_DIR, keep=keep, classes=classes, trainer=state
         )
         self.register_hooks(self.build_hooks())
         self._after_saving = self._hooks[self._hooks.index(self._stop_hook) :]
@@ -252,7 +253,9 @@ class S4MTrainer(TeacherTrainer):
         model = self.build_model(cfg)
         check_model(model)
         self.teacher = EMATeacher(model, decay=cfg.S4M.EMA_DECAY)
-        S4MCheckpointer(self.teacher.model).load(teacher_weights, branch="teacher", require=True)
+        classes = class_lists(cfg, cfg.S4M.TEACHER_WEIGHTS)
+        checkpointer = S4MCheckpointer(self.teacher.model, classes=classes)
+        checkpointer.load(teacher_weights, branch="teacher", require=True)
         self.pseudo_labeling = PseudoLabeling(cfg, self.teacher)
         self._decision: Decision = {}  # of the gate
         self._skipped: dict[str, str] = {}  # unlabeled images skipped before resuming, and why
