@@ -249,7 +249,8 @@ def test_the_source_distribution_is_whole_and_builds_the_same_wheel(
     (unpacked,) = tmp_path.iterdir()
     needed = "CHANGELOG.md CITATION.cff LICENSE configs/Base-Cityscapes.yaml train_net.py "
     needed += "datasets/make_toyscapes.py detectron2_lite/pyproject.toml tools/slurm/train.sbatch "
-    needed += "tests/data_reference/mask2former_tiny_fixture.npz tools/ablation_study/nuclei.yaml"
+    needed += "tests/data_reference/mask2former_tiny_fixture.npz tests/simulated_gpu/library.c "
+    needed += "tools/ablation_study/nuclei.yaml"
     assert not [name for name in needed.split() if not (unpacked / name).is_file()]
     assert not list(unpacked.rglob("*.pyc"))
     again = build("wheel", unpacked, tmp_path / "again")

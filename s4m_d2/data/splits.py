@@ -190,15 +190,18 @@ def _listed_dataset(name: str, split_file: str) -> str:
 
     def load() -> Loaded:
         records = {record["file_name"]: record for record in load_records(name)}
-        return [records[file_name] for file_name in choose(list(records))], {}
+        return [records[file_name] for file_name in choose(list(records))], metadata()
+
+    def metadata() -> dict:  # some of Detectron2's is known after loading
+        found = MetadataCatalog.get(name).as_dict()
+        return {key: value for key, value in found.items() if key != "name"}
 
     if listed in DatasetCatalog.list():
         return listed
     if name in _FORMATS:
         _register_labeled(listed, _FORMATS[name], choose)
     else:
-        metadata = MetadataCatalog.get(name).as_dict()
-        _register(listed, load, {key: value for key, value in metadata.items() if key != "name"})
+        _register(listed, load, metadata())
     return listed
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -31,6 +32,7 @@ class StrongView:
             0) and hue (shift in ± strength of a turn, at most 0.5).
         jitter_prob, grayscale_prob, blur_prob: probability of each step.
         blur_sigma: range of the Gaussian's standard deviation, px.
+        input_format: "RGB" or "BGR", the channel order of the images.
     """
 
     @configurable
@@ -42,6 +44,7 @@ class StrongView:
         grayscale_prob: float,
         blur_sigma: Sequence[float],
         blur_prob: float,
+        input_format: str = "RGB",
     ) -> None:
         *factors, hue = jitter
         self._ranges = [(max(0.0, 1 - s), 1 + s) for s in factors] + [(-hue, hue)]
@@ -49,18 +52,21 @@ class StrongView:
         self._grayscale_prob = grayscale_prob
         self._blur_sigma = blur_sigma
         self._blur_prob = blur_prob
+        self._is_bgr = input_format == "BGR"
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        return {key.lower(): value for key, value in cfg.S4M.STRONG_VIEW.items()}
+        settings = {key.lower(): value for key, value in cfg.S4M.STRONG_VIEW.items()}
+        return {**settings, "input_format": cfg.INPUT.FORMAT}
 
-    def __call__(self, image: Tensor, generator: Generator) -> Tensor:
-        """Augment one image, (3, H, W) uint8, RGB, on any device, to a new one.
+    def __call__(self, image: Tensor, generator: Generator | None = None) -> Tensor:
+        """Augment one image, (3, H, W) uint8, on any device, to a new one.
 
-        ``generator`` may be on any device; on a GPU it synchronizes. The number of draws is always
-        the same.
+        ``generator`` may be on any device; on a GPU it synchronizes. Default: PyTorch's of the CPU.
+        The number of draws is always the same.
         """
-        device = generator.device
+        device = "cpu" if generator is None else generator.device
+        image = image.flip(0) if self._is_bgr else image
         order = torch.randperm(len(self._ranges), generator=generator, device=device).tolist()
         draws = torch.rand(len(self._ranges) + 4, generator=generator, device=device).tolist()
         use_jitter, use_grayscale, use_blur, sigma, *strengths = draws
@@ -73,11 +79,13 @@ class StrongView:
         if use_blur < self._blur_prob:
             low, high = self._blur_sigma
             image = _blur(image, low + (high - low) * sigma)
-        return image.clone()
+        return image.flip(0) if self._is_bgr else image.clone()
 
-    def batch(self, images: Sequence[Tensor], generators: Sequence[Generator]) -> list[Tensor]:
-        """Augment images, each with its own generator."""
-        return list(map(self, images, generators))
+    def batch(
+        self, images: Sequence[Tensor], generators: Sequence[Generator] | None
+    ) -> list[Tensor]:
+        """Augment images, each with its own generator, if there are any."""
+        return list(map(self, images, generators or itertools.repeat(None)))
 
 
 def _to_levels(values: Tensor) -> Tensor:

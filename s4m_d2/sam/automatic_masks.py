@@ -22,7 +22,7 @@ from segment_anything.utils.amg import (
     is_box_near_crop_edge,
     uncrop_masks,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from s4m_d2.errors import InputError
 from s4m_d2.sam.backend import EncodedImages, SamBackend
@@ -122,10 +122,14 @@ class AutomaticMasks(SamAutomaticMaskGenerator):
         backend: Any = self.backend
         settings = {name: float(value) for name, value in asdict(self.settings).items()}
         del settings["points_per_batch"]
-        pixels = backend.frame.mean.tolist(), backend.frame.std.tolist()
-        kind = type(backend).__name__, backend.image_side, str(backend.dtype)
+        # A user's backend may have none of these, and its modules under any names.
+        frame, dtype = (getattr(backend, name, None) for name in ("frame", "dtype"))
+        pixels = frame and (frame.mean.tolist(), frame.std.tolist())
+        parts = [part for part in vars(backend).values() if isinstance(part, nn.Module)]
+        sam = getattr(backend, "sam", None) or nn.ModuleList(parts)
+        kind = type(backend).__name__, backend.image_side, str(dtype)
         digest = hashlib.sha256(repr((*kind, backend.device.type, pixels, settings)).encode())
-        for name, value in backend.sam.state_dict().items():
+        for name, value in sam.state_dict().items():
             digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
             digest.update(to_host(value.contiguous().flatten().view(torch.uint8))[0].data)
         self._fingerprint = digest.hexdigest()

@@ -155,13 +155,18 @@ def test_a_list_takes_the_place_of_the_fraction(data_root, tmp_path):
 
 
 def test_a_list_chooses_from_any_registered_set(name, tmp_path):
-    DatasetCatalog.register(name, lambda: [{"file_name": f"x/{i}.png"} for i in range(3)])
-    MetadataCatalog.get(name).set(thing_classes=["thing"])
+    def load():  # classes are known with the file, as of Detectron2's register_coco_instances
+        MetadataCatalog.get(name).set(thing_classes=["thing"])
+        return [{"file_name": f"x/{i}.png"} for i in range(3)]
+
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(evaluator_type="coco")
     path = tmp_path / "mine.txt"
     path.write_text("2\n")
     (listed,) = labeled_dataset_names([name], str(path), 0)
     assert DatasetCatalog.get(listed) == [{"file_name": "x/2.png"}]
-    assert MetadataCatalog.get(listed).thing_classes == ["thing"]
+    metadata = MetadataCatalog.get(listed)
+    assert (metadata.thing_classes, metadata.evaluator_type) == (["thing"], "coco")
     path.write_text("2\n3\n")
     (listed,) = labeled_dataset_names([name], str(path), 0)
     with pytest.raises(DatasetError, match="3"):

@@ -82,6 +82,17 @@ def test_a_view_is_torchvisions_up_to_rounding(size):
     assert different < 2e-3, "nearly all pixels are the same to the level"
 
 
+def test_blue_may_come_first_and_seeds_may_be_absent():
+    image = noise((48, 64), 0)
+    cfg = config()
+    cfg.INPUT.FORMAT = "BGR"
+    swapped = StrongView(cfg)(image.flip(0), seeded(4)).flip(0)
+    assert torch.equal(swapped, strong_view()(image, seeded(4)))
+    torch.manual_seed(4)
+    (unseeded,) = strong_view().batch([image], None)  # of another loader
+    assert torch.equal(unseeded, swapped)
+
+
 @pytest.mark.gpu
 def test_a_gpu_gives_the_same_view_up_to_rounding():
     images = [noise((48, 64), seed) for seed in range(20)]

@@ -156,12 +156,12 @@ def test_a_blueprint_has_the_models_names_and_shapes_and_no_values(small_config,
     assert checks.bytes_of(blueprint, trainable=True) == trained
 
 
-def test_a_model_that_computes_with_values_while_it_is_built(small_config):
+@pytest.mark.parametrize("values", [lambda x: x.tolist(), lambda x: list(x.numpy())])
+def test_a_model_that_computes_with_values_while_it_is_built(small_config, values):
     class Computes(nn.Module):
         def __init__(self, cfg):
             super().__init__()
-            rates = [rate.item() for rate in torch.linspace(0, 1, 3)]
-            self.part = nn.Linear(2, len(rates))
+            self.part = nn.Linear(2, len(values(torch.linspace(0, 1, 3))))
 
         def forward(self, batch):
             return {}

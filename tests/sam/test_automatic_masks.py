@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from pycocotools import mask as mask_utils
 from sam_cases import build_small, image_of
 from segment_anything import SamAutomaticMaskGenerator
+from torch import nn
 from toyscapes_scene import render_scene
 
 from s4m_d2.errors import InputError
@@ -204,6 +205,17 @@ def test_the_fingerprint_names_weights_and_settings():
     other.sam.mask_decoder.iou_token.weight.add_(1)
     prints = [known, fingerprint(other), *(fingerprint(**dict([pair])) for pair in changes.items())]
     assert len(set(prints)) == len(prints)
+
+
+def test_a_backend_of_the_bare_interface_has_a_fingerprint():
+    class Own(HalvesBackend):
+        def __init__(self, value):
+            super().__init__()
+            self.part = nn.Linear(1, 1)
+            nn.init.constant_(self.part.weight, value)
+            nn.init.zeros_(self.part.bias)
+
+    assert len({AutomaticMasks(Own(value)).fingerprint() for value in (1.0, 1.0, 2.0)}) == 2
 
 
 def test_settings_out_of_range_are_refused_by_name():

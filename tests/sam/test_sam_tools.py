@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -92,6 +93,9 @@ def test_tiles_are_measured_and_crowds_are_not(data):
     np.testing.assert_allclose(answers.rated, [0.9, 0.9])
     with pytest.raises(DatasetError):  # no mask is that small
         measure_sam(Oracle(), [record], clicks=1, crop=6)
+    box = {**record, "annotations": [{"bbox": [0, 0, 9, 9], "category_id": 0}]}
+    with pytest.raises(DatasetError, match=os.path.basename(record["file_name"])):
+        measure_sam(Oracle(), [box], clicks=1)
 
 
 def test_the_command_prints_the_table_of_a_packaged_sam(data, capsys):

@@ -62,7 +62,9 @@ def _without_values(cfg: CfgNode, build: Callable[[CfgNode], _Built]) -> _Built:
         try:
             with torch.device("meta"):
                 return build(cfg)
-        except RuntimeError:
+        except S4MError:
+            raise
+        except Exception:  # of anyone's builder, which may copy values to NumPy or read files
             cfg.MODEL.DEVICE = "cpu"
             return build(cfg)
 

@@ -199,8 +199,11 @@ def read_window(
         [T.CropTransform(left, top, width, height), T.ResizeTransform(height, width, *shape)]
     )
     annotations = targets(record)
-    segmentations = [a["segmentation"] for a in annotations]
-    masks = transform_masks(segmentations, window, size, shape)
+    segmentations = [a.get("segmentation") for a in annotations]
+    try:
+        masks = transform_masks(segmentations, window, size, shape)
+    except DatasetError as error:
+        raise DatasetError(f"Annotations of {record['file_name']}: {error}. Correct it.") from error
     categories = np.array([a["category_id"] for a in annotations], dtype=np.int64)
     return window.apply_image(image), masks.numpy(), categories
 
