@@ -171,8 +171,8 @@ def list_images(image_dir: str, suffixes: tuple[str, ...], remedy: str) -> list[
                 paths.append(path)
             else:
                 others[os.path.splitext(path)[1].lower()] += 1
-    if unread := [f"{others[e]:,} {e}" for e in _UNREAD if e in others]:
-        text = "%s: files cannot be read and are left out: %s. Convert them to JPEG or PNG."
+    if unread := [f"{others[e]:,} {e}" for e in (*_UNREAD, *VIDEO_EXTENSIONS) if e in others]:
+        text = "%s: files cannot be read here and are left out: %s. Convert them to JPEG or PNG."
         logger.warning(text, image_dir, ", ".join(unread))
     if not paths:
         raise DatasetError(
@@ -303,8 +303,10 @@ def _middle(path: str) -> bytes | None:
 def _write_frames(path: str, folder: str, every: int) -> list[str]:
     """Write every n-th frame of a video as NAME_000010.jpg, once; returns their paths."""
     stem = os.path.join(folder, os.path.splitext(os.path.basename(path))[0])
-    done = os.path.join(folder, f".every-{every}")  # written last: the number of frames
-    if not os.path.isfile(done) or os.path.getmtime(done) < os.path.getmtime(path):
+    video = os.stat(path)
+    # Written last: the number of frames.
+    done = os.path.join(folder, f".every-{every}-{video.st_size}-{video.st_mtime_ns}")
+    if not os.path.isfile(done):
         count = 0
         for index, frame in enumerate(Video(path)):
             if index % every == 0:

@@ -102,7 +102,7 @@ def stage_config(cfg: CfgNode, stage: str) -> CfgNode:
     student = final_weights(cfg, "student") if stage == "finetune" else ""
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.OUTPUT_DIR = f"{cfg.OUTPUT_DIR.rstrip('/')}/{stage}"
+    cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, stage)
     if stage == "teacher":
         teacher = cfg.S4M.TEACHER
         cfg.SOLVER.IMS_PER_BATCH = teacher.IMS_PER_BATCH or cfg.SOLVER.IMS_PER_BATCH

@@ -1,5 +1,6 @@
 """Own data: classes, split, settings and what is refused, before training starts."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +114,8 @@ def test_a_video_alone_is_a_data_set_and_a_broken_one_is_named(changed, read):
     write_clip(changed / "clip.mp4", frames=12)
     _, own = read(own_options(changed, unlabeled=changed / "clip.mp4"))
     assert [name[-10:] for name in own.stored.unlabeled] == ["000000.jpg", "000010.jpg"]
-    write_clip(changed / "clip.mp4", frames=5)  # another video of that name
+    write_clip(changed / "clip.mp4", frames=5)  # another video of that name, made long ago
+    os.utime(changed / "clip.mp4", (0, 0))
     _, own = read(own_options(changed, unlabeled=changed / "clip.mp4"))
     assert [name[-10:] for name in own.stored.unlabeled] == ["000000.jpg"]
     (changed / "broken.mp4").write_bytes(b"no video")

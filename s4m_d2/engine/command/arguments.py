@@ -102,8 +102,8 @@ def model_config(config_file: str | None, weights: str, overrides: Sequence[str]
     found = config_file or os.path.join(run_folder(weights), CONFIG)
     if not config_file and not os.path.isfile(found):
         raise ConfigError(
-            f"The weights '{weights}' are not in OUTPUT_DIR/stage/ of a run: no '{found}'. Give "
-            "its config as --config-file."
+            f"The weights '{weights}' do not exist, or are not in OUTPUT_DIR/stage/ of a run: no "
+            f"'{found}'. Correct the path, or give their config as --config-file."
         )
     cfg = run_config(load_config(found, overrides))
     raise_all(value_errors(cfg))
