@@ -188,8 +188,8 @@ def _is_hidden(name: str) -> bool:
 def find_below(folder: str, given: str) -> str:
     """The longest end of a file name that leads to a file of the folder; "": none does.
 
-    Tools write paths of their machines, addresses, backslashes, percent codes and prefixes of
-    uploads; systems differ in case, and in composed or decomposed letters.
+    Tools write paths of their machines, addresses, backslashes, percent codes and names of uploads;
+    systems differ in case, and in composed or decomposed letters.
     """
     path = given.replace("\\", "/")
     plain = unquote(path.replace("?d=", "/").partition("?")[0])
@@ -204,8 +204,10 @@ def find_below(folder: str, given: str) -> str:
 
 
 def folded(name: str) -> str:
-    """Remove differences of case, and of composed and decomposed letters."""
-    return unicodedata.normalize("NFC", name).casefold()
+    """Remove differences of case, of composed and decomposed letters, and those that uploads make:
+    they replace spaces and drop brackets and other signs."""
+    plain = unicodedata.normalize("NFC", name).casefold().replace(" ", "_")
+    return re.sub(r"[^-\w./]", "", plain)
 
 
 @functools.lru_cache(4)

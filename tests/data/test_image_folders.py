@@ -51,6 +51,18 @@ def test_each_real_folder_is_visited_once_and_nothing_hidden_or_special_is_opene
     assert [record["image_id"] for record in unlabeled_records(paths, folder)] == kept
 
 
+def test_names_of_uploads_are_found(tmp_path):
+    folder = write(
+        tmp_path, dict.fromkeys(["My photo (1).jpg", "b+c.png", "b c.png", "bc.png"], b"")
+    )
+    for given, name in (
+        ("upload/3/0a1b2c3d-My_photo_1.jpg", "My photo (1).jpg"),
+        ("b c.png", "b c.png"),
+        ("x/BC.png", ""),  # of two: b+c.png and bc.png
+    ):
+        assert images.find_below(folder, given) == name
+
+
 def test_what_commands_wrote_into_the_folder_is_no_image_of_it(tmp_path):
     files = ["a.png", "b/2.png", "b/run.json", "mine/predictions.json", "mine/3.png"]
     written = [
