@@ -17,7 +17,6 @@ images are listed at the end, and the exit status is then 1.
 from __future__ import annotations
 
 import argparse
-import datetime
 import glob
 import json
 import math
@@ -45,7 +44,7 @@ from s4m_d2.engine.labeling.gate import labeling_of_run
 from s4m_d2.engine.rng import derive_seed
 from s4m_d2.engine.stages import last_weights
 from s4m_d2.errors import ConfigError, DatasetError, first_names
-from s4m_d2.files import remove_lines
+from s4m_d2.files import digest, remove_lines
 from s4m_d2.formats import FORMATS
 from s4m_d2.report import read_results, write_results
 from s4m_d2.structures import as_rles, plain_rle
@@ -137,8 +136,7 @@ def _claim(args: argparse.Namespace, content: dict[str, Any]) -> None:
     """Note with what OUT is labeled, or refuse one that was labeled otherwise, or holds others."""
     wanted = {key: getattr(args, key) for key in ("model", "format", "min_area", "max_instances")}
     wanted |= {key: os.path.abspath(getattr(args, key)) for key in ("weights", "images")} | content
-    written = datetime.datetime.fromtimestamp(os.path.getmtime(args.weights))
-    wanted["weights"] += f", {written:%Y-%m-%d %H:%M:%S}, {os.path.getsize(args.weights):,} bytes"
+    wanted["content of weights"] = digest(args.weights)
     path = os.path.join(args.output, SETTINGS)
     # Looked at once: other processes begin at the same time.
     present = os.listdir(args.output) if os.path.isdir(args.output) else []

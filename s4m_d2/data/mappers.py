@@ -18,7 +18,7 @@ from torch import Tensor
 from s4m_d2.data.annotations import targets
 from s4m_d2.data.build import DATASET_MAPPER_REGISTRY
 from s4m_d2.data.images import check_size, read_image
-from s4m_d2.data.segmentations import transform_masks
+from s4m_d2.data.segmentations import annotation_masks
 from s4m_d2.data.transforms import ColorDistortion, apply_geometry, build_geometry, of_tile
 from s4m_d2.errors import DatasetError, InputError
 from s4m_d2.structures import mask_boxes
@@ -98,11 +98,7 @@ class _Mapper:
                 f"An annotation of {name} has the category_id {wrong[0]}, but the model has "
                 f"{self._num_classes} classes. Correct it or MODEL.SEM_SEG_HEAD.NUM_CLASSES."
             )
-        segmentations = [row.get("segmentation") for row in annotations]
-        try:
-            masks = transform_masks(segmentations, transforms, size, view.shape[:2])
-        except DatasetError as error:
-            raise DatasetError(f"Annotations of {name}: {error}. Correct or remove it.") from error
+        masks = annotation_masks(name, annotations, transforms, size, view.shape[:2])
         boxes = mask_boxes(masks)
         kept = boxes.any(1) | self._keep_empty
         instances = _Targets(

@@ -149,6 +149,21 @@ def compressed_rle(rle: Any, image_size: tuple[int, int]) -> dict:
     return {"size": [int(side) for side in image_size], "counts": counts}
 
 
+def annotation_masks(
+    file_name: str,
+    annotations: Sequence[dict],
+    transforms: T.TransformList,
+    image_size: tuple[int, int],
+    view_size: tuple[int, int],
+) -> Tensor:
+    """:func:`transform_masks` of an image's annotations; its DatasetError names the image."""
+    segmentations = [row.get("segmentation") for row in annotations]
+    try:
+        return transform_masks(segmentations, transforms, image_size, view_size)
+    except DatasetError as error:
+        raise DatasetError(f"Annotations of {file_name}: {error}. Correct or remove it.") from error
+
+
 def transform_masks(
     segmentations: Sequence[object],
     transforms: T.TransformList,

@@ -22,10 +22,10 @@ from segment_anything.utils.amg import (
     is_box_near_crop_edge,
     uncrop_masks,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from s4m_d2.errors import InputError
-from s4m_d2.sam.backend import EncodedImages, SamBackend
+from s4m_d2.sam.backend import EncodedImages, SamBackend, held_modules
 from s4m_d2.transfers import to_device, to_host
 
 MASK_THRESHOLD = 0.0  # of mask logits, for every backend
@@ -122,16 +122,16 @@ class AutomaticMasks(SamAutomaticMaskGenerator):
         backend: Any = self.backend
         settings = {name: float(value) for name, value in asdict(self.settings).items()}
         del settings["points_per_batch"]
-        # A user's backend may have none of these, and its modules under any names.
+        # A user's backend may have none of these.
         frame, dtype = (getattr(backend, name, None) for name in ("frame", "dtype"))
         pixels = frame and (frame.mean.tolist(), frame.std.tolist())
-        parts = [part for part in vars(backend).values() if isinstance(part, nn.Module)]
-        sam = getattr(backend, "sam", None) or nn.ModuleList(parts)
+        modules = held_modules(backend)
         kind = type(backend).__name__, backend.image_side, str(dtype)
         digest = hashlib.sha256(repr((*kind, backend.device.type, pixels, settings)).encode())
-        for name, value in sam.state_dict().items():
+        # Each tensor once, though some modules are parts of others.
+        for name, value in (*modules.named_parameters(), *modules.named_buffers()):
             digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
-            digest.update(to_host(value.contiguous().flatten().view(torch.uint8))[0].data)
+            digest.update(to_host(value.detach().contiguous().flatten().view(torch.uint8))[0].data)
         self._fingerprint = digest.hexdigest()
         return self._fingerprint
 

@@ -9,13 +9,18 @@ from typing import Any
 
 import torch
 from fvcore.common.registry import Registry
-from torch import Tensor
+from torch import Tensor, nn
 
 from s4m_d2.errors import registered
 from s4m_d2.transfers import to_device
 
 SAM_BACKEND_REGISTRY = Registry("SAM_BACKEND")
 SAM_BACKEND_REGISTRY.__doc__ = """Builders ``cfg -> SamBackend``, with weights, on MODEL.DEVICE."""
+
+
+def held_modules(backend: object) -> nn.ModuleList:
+    """The modules that a backend of any kind holds, of which some may be parts of others."""
+    return nn.ModuleList([part for part in vars(backend).values() if isinstance(part, nn.Module)])
 
 
 @dataclass

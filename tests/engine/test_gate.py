@@ -1,6 +1,7 @@
 """SAM on labeled images: measured, refined masks compared, fine-tuned; what follows from it."""
 
 import itertools
+import json
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -195,6 +196,12 @@ def test_a_sam_whose_masks_are_poor_is_not_used(small_config, monkeypatch, mode,
         labeling = gate.labeling_of_run(cfg, path, Oracle())
         assert isinstance(labeling.refiner, TeacherMasks) != stays
         Path(cfg.OUTPUT_DIR, "student", gate.RESULT).unlink(missing_ok=True)
+    # A decision of the weights' own run counts, not the config's.
+    other = Path(cfg.OUTPUT_DIR).parent / "other" / "student"
+    other.mkdir(parents=True)
+    (other / gate.RESULT).write_text(json.dumps({"choice": "box"}))
+    labeling = gate.labeling_of_run(cfg, f"{other}/model_final.pth", Oracle())
+    assert mode == "off" or labeling.refiner.prompt == "box"
     own = small_config(S4M__REFINE__GATE=mode, S4M__ARP__GATED=False)
     assert gate.decide_by_sam(stage_config(own, "student"), "student", resume=False).S4M.ARP.ENABLED
 

@@ -24,6 +24,7 @@ from s4m_d2.engine.stages import STAGES, final_weights, needs_sam, runs_stage, s
 from s4m_d2.errors import ConfigError, Finding, S4MError, attempt, raise_all
 from s4m_d2.losses.structural_distillation import build_distillation
 from s4m_d2.sam import SamBackend, build_sam_backend
+from s4m_d2.sam.backend import held_modules
 from s4m_d2.semi import build_refiner
 
 _Built = TypeVar("_Built")
@@ -82,9 +83,8 @@ def bytes_of(module: nn.Module, *, trainable: bool = False) -> int:
 
 
 def sam_bytes(backend: SamBackend | None) -> int:
-    """Bytes of the modules that a backend holds, of which some are parts of others."""
-    parts = vars(backend).values() if backend is not None else ()
-    return bytes_of(nn.ModuleList([part for part in parts if isinstance(part, nn.Module)]))
+    """Bytes of the modules that a backend holds."""
+    return 0 if backend is None else bytes_of(held_modules(backend))
 
 
 def model_finding(cfg: CfgNode) -> tuple[nn.Module | None, Finding]:

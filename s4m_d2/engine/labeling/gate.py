@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from s4m_d2.data.annotations import targets
 from s4m_d2.data.images import read_image
-from s4m_d2.data.segmentations import transform_masks
+from s4m_d2.data.segmentations import annotation_masks
 from s4m_d2.data.splits import photograph, true_records
 from s4m_d2.engine.checkpointing.checkpoint import holds_run
 from s4m_d2.engine.checks.resource_checks import sam_bytes
@@ -199,11 +199,7 @@ def read_window(
         [T.CropTransform(left, top, width, height), T.ResizeTransform(height, width, *shape)]
     )
     annotations = targets(record)
-    segmentations = [a.get("segmentation") for a in annotations]
-    try:
-        masks = transform_masks(segmentations, window, size, shape)
-    except DatasetError as error:
-        raise DatasetError(f"Annotations of {record['file_name']}: {error}. Correct it.") from error
+    masks = annotation_masks(record["file_name"], annotations, window, size, shape)
     categories = np.array([a["category_id"] for a in annotations], dtype=np.int64)
     return window.apply_image(image), masks.numpy(), categories
 
@@ -315,14 +311,25 @@ def labeling_of_run(
     OUTPUT_DIR; ``backend`` None: the config's.
     """
     labeling = PseudoLabeling(cfg, EMATeacher(model, cfg.S4M.EMA_DECAY), backend)
-    gate = cfg.S4M.REFINE.GATE if cfg.S4M.REFINE.ENABLED else OFF
-    for folder in (run_folder(weights), cfg.OUTPUT_DIR) if gate != OFF else ():
-        decision = stored_results(os.path.join(folder, "student", RESULT))
-        of_sam = stored_results(os.path.join(folder, "teacher", SAM_RESULT))
-        if not decision and gate == AUTO and of_sam.get("iou", 1.0) < USEFUL_IOU:
-            decision = {"choice": OFF}  # of stage 1 alone
-        apply_decision(decision, labeling)
+    if cfg.S4M.REFINE.ENABLED and cfg.S4M.REFINE.GATE != OFF:
+        apply_decision(_decision_of_run(cfg, weights), labeling)
     return labeling
+
+
+def _decision_of_run(cfg: CfgNode, weights: str) -> Decision:
+    """That of the weights' run, or else of the config's; a run of stage 1 alone has SAM's IoU."""
+    for folder in (run_folder(weights), cfg.OUTPUT_DIR):
+        path = os.path.join(folder, "student", RESULT)
+        if os.path.isfile(path):
+            return read_results(path)
+        if _is_dismissed(cfg, stored_results(os.path.join(folder, "teacher", SAM_RESULT))):
+            return {"choice": OFF}
+    return {}
+
+
+def _is_dismissed(cfg: CfgNode, measured: dict[str, Any]) -> bool:
+    """Whether the gate leaves SAM out, by :func:`labeled_quality` or {}."""
+    return cfg.S4M.REFINE.GATE == AUTO and measured.get("iou", 1.0) < USEFUL_IOU
 
 
 def decide_by_sam(cfg: CfgNode, stage: str, *, resume: bool) -> CfgNode:
@@ -332,8 +339,8 @@ def decide_by_sam(cfg: CfgNode, stage: str, *, resume: bool) -> CfgNode:
     2, if the gate cannot compare its teacher's masks, no refinement, and no ARP unless the user
     set it, which is noted as the gate's decision. A run that continues keeps what was decided.
     """
-    mode, is_main = cfg.S4M.REFINE.GATE, comm.is_main_process()
-    if mode == OFF or stage == "finetune" or not any(needs_sam(cfg, s) for s in STAGES):
+    gate, is_main = cfg.S4M.REFINE.GATE, comm.is_main_process()
+    if gate == OFF or stage == "finetune" or not any(needs_sam(cfg, s) for s in STAGES):
         return cfg
     if stage == "student" and (not cfg.S4M.REFINE.ENABLED or held_out_records(cfg)):
         return cfg
@@ -343,12 +350,10 @@ def decide_by_sam(cfg: CfgNode, stage: str, *, resume: bool) -> CfgNode:
             found = _measured(cfg, stage, resume)
     stop_if_asked()
     found = comm.all_gather(found)[0]
-    is_useful = found.get("iou", 1.0) >= USEFUL_IOU
-    stays = is_useful or mode != AUTO
     if found and is_main:
-        level = logging.INFO if is_useful else logging.WARNING
+        level = logging.INFO if found["iou"] >= USEFUL_IOU else logging.WARNING
         logger.log(level, "S4M.REFINE.GATE: SAM's masks: %s.", found["text"])
-    if stays:
+    if not _is_dismissed(cfg, found):
         return cfg
     cfg = cfg.clone()
     cfg.defrost()
@@ -378,7 +383,7 @@ def _measured(cfg: CfgNode, stage: str, resume: bool) -> dict[str, Any]:
     if found is None:
         logger.warning("S4M.REFINE.GATE: SAM was not measured: %s", errors[0])
         return {}
-    if stage == "teacher" and cfg.S4M.REFINE.GATE == AUTO and found["iou"] < USEFUL_IOU:
+    if stage == "teacher" and _is_dismissed(cfg, found):
         found["text"] += "; stage 1 has no structural distillation"
     write_results(found, path)
     return found
