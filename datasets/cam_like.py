@@ -13,8 +13,6 @@ with the highest activation if that exceeds a threshold, else background. Image-
 known in weakly supervised segmentation: only classes of the image appear.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 import cv2

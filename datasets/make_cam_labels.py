@@ -8,8 +8,6 @@ Written below ``--output``, each file named after its image: ``images/``, ``grou
 interrupted run. A label depends on (seed, name of the image, strength) only.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

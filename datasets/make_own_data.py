@@ -7,8 +7,6 @@ Writes ``annotations.json`` (COCO's polygons) with the pictures ``labeled/``, an
 toyscapes'; image ``i`` depends on (seed, i, size) only.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -6,8 +6,6 @@ Cityscapes' tools and Detectron2's Cityscapes loader read the result unchanged. 
 split depends on (seed, split, i, size) only, so a larger data set begins with the smaller one.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import functools

@@ -6,8 +6,6 @@ Needed: leftImg8bit and gtFine, train and val. Nothing is converted, copied or l
 status is 0 if the data set is complete, else 1.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -6,8 +6,6 @@ Needed: the images of train2017 and val2017 and their instance annotations. Noth
 copied or linked; the exit status is 0 if the data set is complete, else 1.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -9,8 +9,6 @@ becomes a folder for ``make ablation-real``: train.json and val.json, that many 
 and links to ROOT. The exit status is 0, or 1 if something is missing or damaged.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -4,8 +4,6 @@ A figure is drawn in meters, x to the right and y up from the ground, facing rig
 takes a ``numpy.random.Generator`` and a base color and returns the parts from back to front.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Polygons and colors that the figures of toyscapes are made of."""
 
-from __future__ import annotations
-
 import colorsys
 from dataclasses import dataclass
 

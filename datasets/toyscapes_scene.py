@@ -4,8 +4,6 @@ Scene ``index`` of a split is a function of (seed, split, index, size) and of no
 instance map is what Cityscapes' own tools draw from the scene's polygons, pixel by pixel.
 """
 
-from __future__ import annotations
-
 import zlib
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Every config key of the project. Mask2Former's keys keep their names; ours stand under S4M."""
 
-from __future__ import annotations
-
 from detectron2.config import CfgNode as CN
 from detectron2.projects.deeplab import add_deeplab_config
 

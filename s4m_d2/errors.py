@@ -1,7 +1,5 @@
 """Users' mistakes: messages name the input, what was expected, and the remedy. Others are bugs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar

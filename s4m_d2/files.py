@@ -1,7 +1,5 @@
 """Atomic writes, lines of names and of JSON, digests of files."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

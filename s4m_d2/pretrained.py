@@ -1,7 +1,5 @@
 """Weights of others: files read without running their code, renamed; packages on demand."""
 
-from __future__ import annotations
-
 import os
 import re
 import zipfile

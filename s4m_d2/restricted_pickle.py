@@ -5,8 +5,6 @@ stand-in of this file. NumPy gets plain numeric types, and shapes that match the
 cannot take much time: keys, which are hashed, are plain, and the number of values is limited.
 """
 
-from __future__ import annotations
-
 import io
 import pickle
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Copies between host and device: every synchronization of a training step is a call from here."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

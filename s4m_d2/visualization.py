@@ -1,7 +1,5 @@
 """Drawing: instances, heat maps, marks; grids of pictures; files of pictures and videos."""
 
-from __future__ import annotations
-
 import functools
 import os
 import tempfile

@@ -16,8 +16,6 @@ OUTPUT/ablation.md and ablation.png are made from the results. Overrides (-- KEY
 all runs; an output folder contains runs of one configuration only.
 """
 
-from __future__ import annotations
-
 import argparse
 import signal
 import statistics

@@ -10,8 +10,6 @@ a plain form, both are checked to give the same result and then timed alternatel
 benchmark.json. Further arguments override config keys, as in train_net.py.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -7,8 +7,6 @@
 --check writes nothing; the exit status is 1 if the page is out of date.
 """
 
-from __future__ import annotations
-
 import ast
 import sys
 from collections import defaultdict

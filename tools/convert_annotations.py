@@ -9,8 +9,6 @@ Missing images that are embedded in LabelMe's files are written to the folder. O
 listed and left out; the exit status is then 1.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

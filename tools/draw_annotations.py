@@ -8,8 +8,6 @@ Annotations that cannot be drawn are listed.
         --predictions output/student/inference/coco_instances_results.json
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -11,8 +11,6 @@ all steps in a table. Needed are the environment of `make setup`, a C compiler a
 (for Triton), and no network, data set or weights: what is not generated is random.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import gc

@@ -8,8 +8,6 @@ If run again, it does nothing unless the requirements changed, or an engine was 
 Python's standard library.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

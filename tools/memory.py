@@ -9,8 +9,6 @@ are alive at a time, in PyTorch's blocks of 512: no workspaces of libraries, no 
 CUDA context (0.5 to 1 GB).
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess

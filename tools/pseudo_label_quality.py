@@ -11,8 +11,6 @@ precision and recall also require the correct class. With --output, everything i
 there as JSON.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -7,8 +7,6 @@ the output folder, beside ``report.html`` and, in ``student/figures``, the pictu
 stopped run continues where it stopped.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess

@@ -11,8 +11,6 @@ What is done is not done again: the same command continues a stopped one. The re
 and OUT.png beside the folder OUT.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import json

@@ -9,8 +9,6 @@ used; "best" is the one with the highest true IoU. Sizes are the side of a squar
 area, in the same px.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 

@@ -14,8 +14,6 @@ SAM's masks are cached there for the next run. The tiny SAM was not trained on t
 benchmark.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

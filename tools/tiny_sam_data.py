@@ -1,7 +1,5 @@
 """Training data of the tiny SAM: views of COCO sets, and composites of icons over photographs."""
 
-from __future__ import annotations
-
 import functools
 import json
 from pathlib import Path

@@ -9,8 +9,6 @@ exists (a complete one with more --steps); the learning rate falls to zero over 
 the steps. The averaged weights are written to OUTPUT/tiny_sam.pth, in half precision.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import time

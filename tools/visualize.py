@@ -20,8 +20,6 @@ predictions    predictions and the ground truth
 S4M.FIGURES.PERIOD draws the same during training.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -12,8 +12,6 @@ models with a ResNet or a Swin. --format onnx: the model from an image of any si
 (s4m_d2/modeling/onnx_file.py). Both are compared with our model on a random image.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import tempfile

@@ -14,8 +14,6 @@ killed one. With several processes each labels its share; --merge then writes th
 images are listed at the end, and the exit status is then 1.
 """
 
-from __future__ import annotations
-
 import argparse
 import glob
 import json

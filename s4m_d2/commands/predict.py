@@ -12,8 +12,6 @@ predictions.json (COCO's list of results), and images.json (its images and categ
 is needed. Unreadable files are listed at the end, and the exit status is then 1.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import os

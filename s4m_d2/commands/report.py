@@ -6,8 +6,6 @@ Training writes the page when it ends; this command writes it again, or for a ru
 training or was killed.
 """
 
-from __future__ import annotations
-
 from s4m_d2.engine.command.arguments import command_parser
 from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.report import write_report

@@ -9,8 +9,6 @@ SAM drew any), class (scores are low: otherwise), number (unusually few or many 
 before.
 """
 
-from __future__ import annotations
-
 import csv
 import os
 from collections import Counter

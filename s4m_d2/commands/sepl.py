@@ -1,7 +1,5 @@
 """``s4m-sepl``: enhance pseudo-labels with SAM's masks, measure and draw the result."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import sys

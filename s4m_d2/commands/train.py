@@ -13,8 +13,6 @@ train_net.py` is the same command. After SIGTERM, SIGUSR1 or Ctrl-C a training s
 current iteration and exits with status 75; --resume continues it. A second Ctrl-C exits at once.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os

@@ -1,7 +1,5 @@
 """The loader of an endless stream of samples, which can start at any position."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 import multiprocessing

@@ -1,7 +1,5 @@
 """Data sets in Cityscapes' layout: images in one folder per city, instance ids in PNG files."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor

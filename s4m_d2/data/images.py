@@ -1,7 +1,5 @@
 """Files of images and videos: finding, listing and reading them, with errors that name the file."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging

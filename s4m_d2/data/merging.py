@@ -1,7 +1,5 @@
 """Several COCO files as one: classes by their names, images that several have from the last."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Sequence

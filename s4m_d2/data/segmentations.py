@@ -4,8 +4,6 @@
 of the mask, and so on. They add up to the mask's size; any may be 0.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from numbers import Integral

@@ -4,8 +4,6 @@ of labeled images: a fixed share of a set, a list of file names, a validation sp
 ``$DETECTRON2_DATASETS`` (default: ``datasets``) is read whenever a set is loaded.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import math

@@ -1,7 +1,5 @@
 """The strong view: color augmentation of the student's unlabeled images, on their device."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence

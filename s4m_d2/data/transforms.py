@@ -5,8 +5,6 @@ size alone and then applied together, which gives the same pixels in less time. 
 applied one by one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Loads a config from a file and command-line overrides."""
 
-from __future__ import annotations
-
 import difflib
 import io
 import os

@@ -4,8 +4,6 @@ Rules of thumb between the quickstart's schedule (40 labeled images, CPU) and th
 Keys set by the user are kept, and keys that depend on them are derived from them.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import statistics

@@ -1,7 +1,5 @@
 """Runs on own data (S4M.DATA): checked, split, registered; the settings that follow from them."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -5,8 +5,6 @@ generator is made. So draws depend neither on a worker's state nor on earlier dr
 be resumed exactly. The default generators, used by other libraries, are seeded in each iteration.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """The stages of a run: which are trained, their configs, and whether they are finished."""
 
-from __future__ import annotations
-
 import os
 
 from detectron2.config import CfgNode

@@ -1,7 +1,5 @@
 """COCO's instances, in one file; masks as polygons."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

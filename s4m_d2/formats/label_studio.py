@@ -1,7 +1,5 @@
 """Label Studio: tasks with pre-annotations, and the labeling interface that fits them."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from urllib.parse import quote

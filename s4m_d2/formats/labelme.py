@@ -1,7 +1,5 @@
 """LabelMe: a json for each image."""
 
-from __future__ import annotations
-
 import base64
 import json
 import os

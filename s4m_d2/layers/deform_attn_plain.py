@@ -15,8 +15,6 @@ special case. Look-ups are computed in pieces that fit a cache, and again in the
 inputs are saved.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from typing import NamedTuple

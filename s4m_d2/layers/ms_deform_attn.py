@@ -1,7 +1,5 @@
 """Multi-scale deformable attention (Deformable DETR): nothing to compile at installation."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import math

@@ -1,7 +1,5 @@
 """Positions on a feature map: centers of cells, and their sinusoidal encoding (DETR)."""
 
-from __future__ import annotations
-
 import math
 
 import torch

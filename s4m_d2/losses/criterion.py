@@ -1,7 +1,5 @@
 """Mask2Former's set-prediction loss L_sup: classes of all queries, masks of the matched ones."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

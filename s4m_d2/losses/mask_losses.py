@@ -1,7 +1,5 @@
 """Mask losses on sampled points (PointRend, Mask2Former). Points are (x, y) in [0, 1]."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from detectron2.projects.point_rend.point_features import point_sample

@@ -1,7 +1,5 @@
 """Hungarian matching of queries to instances (DETR, Mask2Former)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

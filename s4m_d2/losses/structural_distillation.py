@@ -4,8 +4,6 @@
 ``entry(cfg, backend)`` and return a loss like :class:`StructuralDistillation`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

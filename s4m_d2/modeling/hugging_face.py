@@ -4,8 +4,6 @@ Weights get the names of the models that Hugging Face publishes, which all its v
 packages transformers and safetensors are imported only where a folder is written.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Sequence

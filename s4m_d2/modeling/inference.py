@@ -1,7 +1,5 @@
 """From queries to instances at the size of the original image."""
 
-from __future__ import annotations
-
 import math
 
 import cv2

@@ -1,7 +1,5 @@
 """The model of both stages: Mask2Former for instances, with optional distillation; its head."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -13,8 +13,6 @@ the order is that of the model's own result. The packages onnx and onnxruntime a
 only where a file is written.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import warnings

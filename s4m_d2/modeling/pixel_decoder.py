@@ -1,7 +1,5 @@
 """Pixel decoder: multi-scale features and per-pixel mask features from the backbone's maps."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

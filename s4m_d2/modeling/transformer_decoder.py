@@ -1,7 +1,5 @@
 """Masked-attention transformer decoder: queries attend only inside their own masks."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable

@@ -1,7 +1,5 @@
 """A run as one HTML file, without scripts or external resources, with curves drawn as SVG."""
 
-from __future__ import annotations
-
 import base64
 import io
 import math

@@ -3,8 +3,6 @@
 metrics.json has a JSON object per line, each with an "iteration"; its last line may be truncated.
 """
 
-from __future__ import annotations
-
 import base64
 import datetime
 import functools

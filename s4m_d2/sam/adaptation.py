@@ -3,8 +3,6 @@
 The mask decoder and the prompt encoder are trained, and an image encoder that is small.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 

@@ -4,8 +4,6 @@ The grid, the filters and the suppression of duplicates are segment-anything's
 ``SamAutomaticMaskGenerator``; what it asks and what answers is a backend, of any kind.
 """
 
-from __future__ import annotations
-
 import hashlib
 import sys
 from dataclasses import asdict, dataclass

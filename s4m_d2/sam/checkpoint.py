@@ -1,7 +1,5 @@
 """Reads SAM weights, with errors that name the file's model and where to get the right file."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path

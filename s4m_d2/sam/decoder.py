@@ -5,8 +5,6 @@ a token that scores whether there is an object at all, and finer feature maps th
 upscaling. ``sam`` has the modules ``prompt_encoder`` and ``mask_decoder``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 

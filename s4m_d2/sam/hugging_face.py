@@ -5,8 +5,6 @@ downloaded before: nothing is downloaded, unpickled or run from it here. The pac
 (``s4m_d2[transformers]``) and is imported where a backend is built.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """What backends with SAM's prompt encoder and mask decoder share: batches, precision, memory."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

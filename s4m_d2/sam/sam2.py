@@ -5,8 +5,6 @@ own builder composes in Hydra's global state. SAM 2 and 2.1 differ in the parts 
 either's weights fit. The package is optional (``s4m_d2[sam2]``), imported where a backend is built.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Augmentation with refined pseudo-labels: images exchange instances (paper, section 3.4)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The teacher: a frozen model, after burn-in the EMA of the student (Guided Distillation)."""
 
-from __future__ import annotations
-
 from enum import Enum
 from itertools import chain
 from types import MethodType

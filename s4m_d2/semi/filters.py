@@ -3,8 +3,6 @@ FlexMatch and FreeMatch, the quality of masks, and duplicates: several queries o
 one instance, and prompted with points in each part, SAM returns the whole instance each time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Selection of the teacher's predictions that become pseudo-labels (paper, section 3.1)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

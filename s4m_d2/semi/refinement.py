@@ -5,8 +5,6 @@ are those of the selections, in their order. ``S4M.REFINE.METHOD`` selects one o
 whose entries are builders ``(cfg, backend) -> refiner``.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace

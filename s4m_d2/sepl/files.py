@@ -1,7 +1,5 @@
 """Files by image: label maps (class index per pixel, or CAM scores), SAM's masks, names, lists."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os

@@ -1,7 +1,5 @@
 """Enhancement of a folder of pseudo-labels; existing label maps count as finished."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """SEPL's rule as a refiner of instances: SAM's automatic masks replace the teacher's masks."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ a class. Void (255) in the ground truth is ignored. Void in a label counts as a 
 class and as no false positive: ignoring it would reward void on wrong pixels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -11,8 +11,6 @@ The paper does not define which class gets a pixel covered by masks of several c
 So the result does not depend on the order of the masks, and contains every class of the input.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a study trains and evaluates on: generated toyscapes, or a set of real images."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """A study's configuration and data; its runs, each a process in a folder of its own; results."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json

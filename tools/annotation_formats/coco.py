@@ -1,7 +1,5 @@
 """COCO's file of instances, made from labeled images."""
 
-from __future__ import annotations
-
 import base64
 import io
 import os

@@ -1,7 +1,5 @@
 """LabelMe and its descendant X-AnyLabeling: one file per image."""
 
-from __future__ import annotations
-
 import base64
 import io
 import math

@@ -1,7 +1,5 @@
 """What formats of annotations share: images, their instances, and shapes as polygons or masks."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """VGG Image Annotator 2: one file, with the regions of each image."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """One stage of the project at one case's shapes: models with random weights, and batches."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

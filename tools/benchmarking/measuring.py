@@ -1,7 +1,5 @@
 """Measures the parts of one stage at one case's shapes, and whole steps; tables of them."""
 
-from __future__ import annotations
-
 import argparse
 import platform
 import sys

@@ -1,7 +1,5 @@
 """The project's training step, and the parts of it that the benchmark calls."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Sequence
 from unittest.mock import patch

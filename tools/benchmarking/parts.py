@@ -1,7 +1,5 @@
 """The parts of a step: what each does, in our form and, where there is one, in the plain form."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import itertools

@@ -4,8 +4,6 @@
 ``ours`` does.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Images, instances and predictions that no data set is needed for."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import cv2

@@ -1,7 +1,5 @@
 """Interleaved timing, the memory of a call, and what the machine can do at most."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """SEPL's rule for instances beside the paper's three clicks: masks of a teacher that errs."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

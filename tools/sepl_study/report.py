@@ -1,7 +1,5 @@
 """The study's figures over all seeds, as tables, a chart and pictures."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

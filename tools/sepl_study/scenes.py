@@ -1,7 +1,5 @@
 """Toyscapes scenes for the study, and masks of them: exact ones, the tiny SAM's, bad ones."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path

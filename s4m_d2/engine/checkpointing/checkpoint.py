@@ -1,7 +1,5 @@
 """The checkpointer: files written at once, and which of them a run continues from."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """Finds a model's weights in a file, renames them, and compares them with the model."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Checks of settings: ranges, known names, and contradictions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 

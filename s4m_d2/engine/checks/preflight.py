@@ -1,7 +1,5 @@
 """The check before training: all predictable problems in one report."""
 
-from __future__ import annotations
-
 import os
 import textwrap
 from collections import Counter

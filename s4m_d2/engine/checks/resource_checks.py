@@ -1,7 +1,5 @@
 """Weights fit their models, built without values; a run's files fit on the disk and in memory."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import shutil

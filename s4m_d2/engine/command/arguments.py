@@ -1,7 +1,5 @@
 """Options of commands, and overrides KEY VALUE after them."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """Runs a command in processes that end together; a mistake is one message, a bug a traceback."""
 
-from __future__ import annotations
-
 import argparse
 import errno
 import functools

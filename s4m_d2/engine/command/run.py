@@ -1,7 +1,5 @@
 """Training of the stages of a config, with run.json and report.html, and evaluation."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os

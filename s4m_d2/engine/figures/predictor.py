@@ -1,7 +1,5 @@
 """Loads a trained model of a checkpoint; predicts on single images, or labels them as stage 2."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Mapping, Sequence

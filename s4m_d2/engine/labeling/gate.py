@@ -5,8 +5,6 @@ of its masks is the IoU of its answers to clicks with the true masks; refined ma
 with the teacher's own by labels that the teacher has not seen.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections import Counter, defaultdict

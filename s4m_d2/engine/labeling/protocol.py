@@ -1,7 +1,5 @@
 """Protocol of models for the teacher–student trainer, and checks of it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypedDict, runtime_checkable
 

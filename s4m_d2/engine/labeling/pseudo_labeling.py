@@ -1,7 +1,5 @@
 """From a batch of unlabeled images to the student's input: strong views and pseudo-labels."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """Measurement of pseudo-labels against true labels: images, measurement, hook."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

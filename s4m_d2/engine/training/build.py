@@ -1,7 +1,5 @@
 """Optimizer and loaders of the two stages, from a config."""
 
-from __future__ import annotations
-
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """Hooks of the teacher–student training, for any Detectron2 trainer; exact resuming."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os

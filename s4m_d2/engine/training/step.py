@@ -1,7 +1,5 @@
 """One step of each stage: losses, gradients, and the update if all are finite."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -4,8 +4,6 @@ Schedulers send the first two before they kill a job. Handlers only set a flag, 
 when its state is consistent. All processes stop together, whichever of them got the signal.
 """
 
-from __future__ import annotations
-
 import logging
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """The trainers of the stages, on Detectron2's ``DefaultTrainer``."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import math
