@@ -10,7 +10,6 @@ and links to ROOT. The exit status is 0, or 1 if something is missing or damaged
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from s4m_d2.files import atomic_write
+from s4m_d2.files import write_json
 
 SOURCE = "https://bbbc.broadinstitute.org/BBBC038"
 
@@ -77,15 +76,10 @@ def split(content: dict, args: argparse.Namespace) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     for name, chosen in (("train", order[args.val :]), ("val", order[: args.val])):
         images = [content["images"][i] for i in sorted(chosen)]
-        write(part(content, images), args.output / f"{name}.json")
+        write_json(args.output / f"{name}.json", part(content, images))
         link = args.output / name
         if not link.exists():
             link.symlink_to(args.root.resolve(), target_is_directory=True)
-
-
-def write(content: dict, path: Path) -> None:
-    with atomic_write(path) as file:
-        json.dump(content, file)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -100,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         if args.val:
             split(content, args)
         else:
-            write(content, args.output)
+            write_json(args.output, content)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

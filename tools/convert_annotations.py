@@ -24,7 +24,7 @@ from annotation_formats.shapes import LabeledImage
 from s4m_d2.engine.command.arguments import command_parser
 from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.errors import DatasetError, printable
-from s4m_d2.files import atomic_write
+from s4m_d2.files import write_json
 
 
 def convert(args: argparse.Namespace) -> tuple[dict, CocoFile]:
@@ -42,8 +42,7 @@ def convert(args: argparse.Namespace) -> tuple[dict, CocoFile]:
         except DatasetError as error:
             coco.leave_out(name, str(error))
     content = coco.content()
-    with atomic_write(args.output) as file:
-        json.dump(content, file)
+    write_json(args.output, content)
     return content, coco
 
 

@@ -39,7 +39,7 @@ from tabulate import tabulate  # noqa: E402
 from s4m_d2.engine.checks.resource_checks import stage_memory  # noqa: E402
 from s4m_d2.engine.command.arguments import command_parser  # noqa: E402
 from s4m_d2.evaluation import masks_as_rle  # noqa: E402
-from s4m_d2.files import atomic_write  # noqa: E402
+from s4m_d2.files import atomic_write, write_json  # noqa: E402
 from s4m_d2.layers import ms_deform_attn  # noqa: E402
 
 SCRIPT, PAGE = Path(__file__).resolve(), ROOT / "docs" / "performance.md"
@@ -297,8 +297,7 @@ def run_step(name: str, folder: Path, simulated: bool) -> None:
     if simulated:
         found = {k: v for k, v in found.items() if name in NOT_SIMULATED or k == "images"}
         found = {**found, "right": PARTLY, "not in simulation": NOT_SIMULATED.get(name, SPEED)}
-    with atomic_write(folder / f"{name}.json") as file:
-        json.dump(found, file, indent=1)
+    write_json(folder / f"{name}.json", found, indent=1)
 
 
 def start_step(
@@ -326,8 +325,7 @@ def start_step(
     if path.exists() and status == 0:
         found = json.loads(path.read_text())
     found["step, s"] = time.perf_counter() - start
-    with atomic_write(path) as file:
-        json.dump(found, file, indent=1)
+    write_json(path, found, indent=1)
 
 
 def row(name: str, folder: Path) -> list[str]:

@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from s4m_d2.engine.command.arguments import command_parser, natural, positive
 from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.errors import S4MError
-from s4m_d2.files import atomic_write
+from s4m_d2.files import atomic_write, write_json
 
 COUNTS, POOL, EVALUATED = (5, 10, 20), 50, 40  # images
 RANDOM = "random"
@@ -145,8 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"seed {seed}, {count} images, {order}: AP {ap:.1f}", flush=True)
             found.setdefault(order, {}).setdefault(count, {})[seed] = ap
             content = {key: getattr(args, key) for key in ("set", "iterations", "options")}
-            with atomic_write(output.with_suffix(".json")) as file:
-                json.dump(content | {"AP": found}, file, indent=1)
+            write_json(output.with_suffix(".json"), content | {"AP": found}, indent=1)
             draw(found, output.with_suffix(".png"))
     return 0
 

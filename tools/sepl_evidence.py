@@ -15,7 +15,6 @@ benchmark.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ from sepl_study.report import BEFORE, EXACT, TINY  # noqa: E402
 from sepl_study.scenes import StudyScene  # noqa: E402
 
 from s4m_d2.engine.command.arguments import natural, positive, share  # noqa: E402
-from s4m_d2.files import atomic_write  # noqa: E402
+from s4m_d2.files import atomic_write, write_json  # noqa: E402
 from s4m_d2.sepl import enhance  # noqa: E402
 from s4m_d2.sepl.results import confusion, iou  # noqa: E402
 from s4m_d2.structures import RLEMasks  # noqa: E402
@@ -133,8 +132,7 @@ def run_study(
         "studies": {name: report.summarize([s[name] for s in studies]) for name in studies[0]},
         "masks": {name: float(np.mean([fact[name] for fact in facts])) for name in facts[0]},
     }
-    with atomic_write(output / "results.json") as file:
-        json.dump(results, file, indent=1)
+    write_json(output / "results.json", results, indent=1)
     with atomic_write(output / "results.md") as file:
         file.write(report.markdown(results))
     report.draw_gains(results["strengths"], output / "gain.png")

@@ -6,7 +6,6 @@ annotations are left out and counted, or refused, all in one report.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gc
 import json
@@ -224,9 +223,8 @@ def _load(json_file: str) -> dict[str, list[dict]]:
     try:
         content = json.loads(Path(json_file).read_bytes())  # UTF-8, 16 or 32, with BOM or without
     except UnicodeDecodeError as error:
-        raise DatasetError(
-            f"{json_file} is no UTF-8 text{_encoding(json_file)}. Save it as UTF-8, or unpack it."
-        ) from error
+        remedy = "Save it as UTF-8, or unpack it."
+        raise DatasetError(f"{json_file} is no UTF-8 text. {remedy}") from error
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{json_file} is no valid JSON: {error}. {_GIVE}") from error
     for section in ("images", "annotations", "categories"):
@@ -239,14 +237,6 @@ def _load(json_file: str) -> dict[str, list[dict]]:
         if rows and all(key in row and "segmentation" not in row for row in rows):
             raise DatasetError(f"{json_file} is a COCO file of {kind}; give one of instances.")
     return content
-
-
-def _encoding(json_file: str) -> str:
-    for encoding in ("gb18030", "shift_jis", "cp1252"):
-        with contextlib.suppress(UnicodeDecodeError):
-            Path(json_file).read_text(encoding=encoding)
-            return f"; it may be {encoding}"
-    return ""
 
 
 def _is_name(value: Any) -> bool:

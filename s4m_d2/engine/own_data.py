@@ -249,11 +249,18 @@ def _drawn(labeled: Annotations, own: Mapping[str, str], fraction: float) -> lis
     return [name for key in splits.draw_validation(classes_of, fraction) for name in names[key]]
 
 
-def _split(
-    cfg: CfgNode,
-) -> tuple[Annotations, Annotations, Annotations, dict[str, str], list[str]]:
-    """All labeled images, those to train on, the validation set; the names of that one's images in
-    their files; what the user should know."""
+@dataclass(frozen=True)
+class _Split:
+    """The labeled images of a new run."""
+
+    labeled: Annotations  #: all of them
+    train: Annotations
+    validation: Annotations
+    held_out: dict[str, str]  #: paths of the validation images: their names in the user's files
+    notes: list[str]  #: what the user should know
+
+
+def _split(cfg: CfgNode) -> _Split:
     data = cfg.S4M.DATA
     images, val_images = _image_dirs(cfg)
     parts = [_read(*pair) for pair in zip(data.LABELED, images, strict=True)]
@@ -273,7 +280,7 @@ def _split(
             f"{len(again):,} images of {data.VAL or 'the drawn validation set'} are copies of "
             f"labeled ones, such as {min(again)}: they raise AP. Remove one of each."
         )
-    return labeled, train, validation, {path: own[path] for path in given}, notes
+    return _Split(labeled, train, validation, {path: own[path] for path in given}, notes)
 
 
 def _begin(
@@ -281,7 +288,7 @@ def _begin(
 ) -> OwnData:
     """The data of a new run; derived settings go into ``cfg``."""
     data, folder = cfg.S4M.DATA, os.path.join(cfg.OUTPUT_DIR, FOLDER)
-    labeled, train, validation, held_out, notes = _split(cfg)
+    split = _split(cfg)
     unlabeled: list[str] = []
     left_out: dict[str, int] = {}
     if runs_stage(cfg, "student") and not eval_only:
@@ -292,29 +299,29 @@ def _begin(
             data.UNLABELED,
             frames_dir or os.path.join(folder, FRAMES),
             data.EVERY,
-            validation=held_out,
-            labeled=[record["file_name"] for record in train.records],
+            validation=split.held_out,
+            labeled=[record["file_name"] for record in split.train.records],
         )
     tiling = build_tiling(cfg) if "INPUT.TILE.SIZE" in explicit else None
-    facts = data_facts(labeled, train, len(unlabeled), len(held_out), tiling)
+    facts = data_facts(split.labeled, split.train, len(unlabeled), len(split.held_out), tiling)
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
     memory = torch.cuda.get_device_properties(0).total_memory if on_gpu else 0
     settings = derive(cfg, facts, Machine(memory, num_processes), explicit)
-    notes += _notes(cfg, facts, labeled, validation, eval_only)
-    evaluated = validation if data.VAL or held_out else None
+    notes = [*split.notes, *_notes(cfg, facts, split, eval_only)]
+    evaluated = split.validation if data.VAL or split.held_out else None
     stored = StoredData(
-        classes=tuple(labeled.classes),
+        classes=tuple(split.labeled.classes),
         settings=tuple(settings),
         unlabeled=tuple(unlabeled),
         labeled_digest=_labeled_digest(cfg),
         val_digest=digest(data.VAL),
         left_out=left_out,
         has_val=evaluated is not None,
-        image_root=labeled.image_root,
-        val_image_root=validation.image_root,
+        image_root=split.labeled.image_root,
+        val_image_root=split.validation.image_root,
     )
     truth = os.path.join(folder, EVALUATED if eval_only else VAL)
-    return OwnData(stored, train, evaluated, truth, folder, not eval_only, notes)
+    return OwnData(stored, split.train, evaluated, truth, folder, not eval_only, notes)
 
 
 def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: bool) -> OwnData:
@@ -352,9 +359,8 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
     return OwnData(stored, train, validation, truth, folder, False, notes)
 
 
-def _notes(
-    cfg: CfgNode, facts: DataFacts, labeled: Annotations, validation: Annotations, eval_only: bool
-) -> Iterator[str]:
+def _notes(cfg: CfgNode, facts: DataFacts, split: _Split, eval_only: bool) -> Iterator[str]:
+    labeled, validation = split.labeled, split.validation
     absent = [labeled.classes[i] for i in sorted(labeled.indices() - validation.indices())]
     if validation.records and absent and not cfg.S4M.DATA.VAL:
         yield (

@@ -1,7 +1,6 @@
 """LabelMe: a json for each image."""
 
 import base64
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from s4m_d2.files import atomic_write
+from s4m_d2.files import write_json
 from s4m_d2.formats.coco import are_exact, mask_polygons
 from s4m_d2.structures import decode_window
 
@@ -40,8 +39,7 @@ def write(
             "imageHeight": row["height"],
             "imageWidth": row["width"],
         }
-        with atomic_write(path) as file:
-            json.dump(content, file, indent=1)
+        write_json(path, content, indent=1)
     return folder
 
 

@@ -18,6 +18,7 @@ from segment_anything.utils.amg import (
     batched_mask_to_box,
     calculate_stability_score,
     is_box_near_crop_edge,
+    mask_to_rle_pytorch,
     uncrop_masks,
 )
 from torch import Tensor
@@ -184,7 +185,7 @@ class AutomaticMasks(SamAutomaticMaskGenerator):
             points=torch.from_numpy(points[rows // ratings.shape[1]]),
         )
         data.filter(~is_box_near_crop_edge(boxes, crop_box, [0, 0, width, height]))
-        data["rles"] = _uncompressed(uncrop_masks(data["masks"], crop_box, height, width).numpy())
+        data["rles"] = mask_to_rle_pytorch(uncrop_masks(data["masks"], crop_box, height, width))
         del data["masks"]
         return data
 
@@ -201,14 +202,3 @@ class AutomaticMasks(SamAutomaticMaskGenerator):
         [answer] = self.backend.prompt(self._encoded, [torch.from_numpy(clicks).float()[:, None]])
         masks = self.backend.upscale(answer.mask_logits.flatten(0, 1), size)
         return masks.unflatten(0, answer.iou_predictions.shape), answer.iou_predictions
-
-
-def _uncompressed(masks: np.ndarray) -> list[dict[str, Any]]:
-    """The library's run-length encoding of (N, H, W) bool masks."""
-    rles = []
-    for mask in masks:
-        pixels = mask.ravel(order="F")
-        edges = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
-        counts = np.diff(edges, prepend=0, append=len(pixels)).tolist()
-        rles.append({"size": list(mask.shape), "counts": [0] * bool(pixels[0]) + counts})
-    return rles

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from s4m_d2.config import add_s4m_config
 from s4m_d2.data.images import read_image
 from s4m_d2.errors import ConfigError, DatasetError, S4MError, WeightsError
-from s4m_d2.files import atomic_write
+from s4m_d2.files import write_json
 from s4m_d2.sam import build_sam_backend
 from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
 from s4m_d2.sepl.files import BEFORE, IMAGE, ImageFiles, RLEs, kept_masks, read_masks, write_label
@@ -147,6 +147,4 @@ def begin(
 
 def write_report(folder: Path, settings: Mapping[str, Any], problems: Mapping[str, str]) -> None:
     """Write the settings of the label maps in a folder, and why images have none."""
-    with atomic_write(folder / REPORT) as file:
-        json.dump({"settings": settings, "problems": problems}, file, indent=1)
-        file.write("\n")
+    write_json(folder / REPORT, {"settings": settings, "problems": problems}, indent=1)

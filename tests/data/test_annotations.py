@@ -361,7 +361,7 @@ def test_all_problems_come_in_one_report(read):
 def test_files_of_another_kind_are_named(read):
     not_json = (b"", json.dumps(content()).encode()[:200], b"<html>404</html>", b"[" * 100_000)
     others = (b'[{"image_id": 1, "score": 0.5}]', b"3", b"{}")
-    gbk = ('{"name": "方块"}'.encode("gbk"), "gb18030")
+    gbk = ('{"name": "方块"}'.encode("gbk"), "UTF-8")
     for raw, named in (*((raw, "JSON") for raw in not_json), *((raw, "") for raw in others), gbk):
         with pytest.raises(DatasetError, match=rf"instances\.json.*{named}"):
             read(raw)

@@ -14,7 +14,7 @@ from prepare_nuclei import part
 from ablation_study import ROOT
 from ablation_study.runs import FULL_PERCENT, Run
 from s4m_d2.errors import DatasetError
-from s4m_d2.files import atomic_write
+from s4m_d2.files import write_json
 
 # Of the data set that is made where none is given. So few that a run goes through the labeled ones
 # a few hundred times (in the paper thousands), and more labels would help.
@@ -30,8 +30,7 @@ def write_part(path: Path, content: dict, names: Iterable[str]) -> None:
         return
     wanted = set(names)
     images = [image for image in content["images"] if image["file_name"] in wanted]
-    with atomic_write(path) as file:
-        json.dump(part(content, images), file)
+    write_json(path, part(content, images))
 
 
 def link_images(folder: Path, names: Iterable[str], source: Path) -> None:

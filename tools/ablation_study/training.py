@@ -24,7 +24,7 @@ from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.stages import run_config
 from s4m_d2.engine.training.stop_signals import EXIT_STOPPED
 from s4m_d2.errors import ConfigError, S4MError
-from s4m_d2.files import atomic_write
+from s4m_d2.files import write_json
 
 LABELING = ("pseudo_label", "refinement/")  # how the scalars on pseudo-labels begin
 OUTPUT = "output.txt"  # of a run: all that it printed
@@ -78,8 +78,7 @@ class Study:
             except OSError:  # network file systems lock no folders
                 pass
             self._data.prepare()
-            with atomic_write(self.output / "study.json") as file:
-                json.dump(self._settings(), file, indent=1)
+            write_json(self.output / "study.json", self._settings(), indent=1)
             yield handle
         finally:
             os.close(handle)
@@ -100,8 +99,7 @@ class Study:
             status = self._run(run, folder, handle, seconds)
         finally:
             times.append(round(time.monotonic() - start, 1))
-            with atomic_write(attempts) as file:
-                json.dump(times, file)
+            write_json(attempts, times)
         if status == EXIT_STOPPED:
             raise RunStopped("stopped and saved")
         try:
@@ -115,8 +113,7 @@ class Study:
                 f"no complete results: {error!r}; all of its output is in '{path}', the end:",
                 *(f"    {line}" for line in tail),
             ) from error
-        with atomic_write(self.results / f"{run.name}.json") as file:
-            file.write(json.dumps(result, indent=1) + "\n")
+        write_json(self.results / f"{run.name}.json", result, indent=1)
         for checkpoint in (folder / run.stage).glob("model_[0-9]*.pth"):
             checkpoint.unlink()  # there is nothing left to continue
         return result
