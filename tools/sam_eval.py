@@ -20,7 +20,7 @@ from s4m_d2.commands.sepl import DEVICES
 from s4m_d2.engine.command.arguments import command_parser, natural, positive
 from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.engine.labeling.gate import measure_sam
+from s4m_d2.engine.labeling.sam_quality import measure_sam
 from s4m_d2.sam import SAM_BACKEND_REGISTRY, build_sam_backend
 
 

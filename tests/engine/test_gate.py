@@ -15,7 +15,8 @@ from helpers import QUICKSTART
 from s4m_d2.engine import FineTuneTrainer, PseudoLabeling, S4MTrainer, TeacherTrainer
 from s4m_d2.engine.checks.resource_checks import sam_blueprint
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.engine.labeling import gate
+from s4m_d2.engine.labeling import gate, sam_adaptation, sam_quality
+from s4m_d2.engine.labeling.sam_quality import held_out_share, labeled_quality
 from s4m_d2.engine.own_data import load_run
 from s4m_d2.engine.stages import stage_config
 from s4m_d2.engine.training.stop_signals import Stopped
@@ -136,7 +137,7 @@ def test_the_last_image_of_a_class_and_copies_of_others_are_not_taken_apart():
         return {"file_name": name, "annotations": rows}
 
     def held_out(records):
-        return [record["file_name"] for record in gate._share(records)]
+        return [record["file_name"] for record in held_out_share(records)]
 
     rare = [record("0", 0, 1), record("1", 0, 2), record("2", 2)]
     others = [record(f"{i}", 0) for i in range(3, 10)]
@@ -158,7 +159,7 @@ def test_nothing_is_left_out_where_nothing_is_measured(gate_config):
 
 
 def test_groups_are_parts_of_all_masks_of_images_or_tiles(small_config):
-    whole = gate.labeled_quality(small_config())
+    whole = labeled_quality(small_config())
     everything, *parts = whole["groups"]
     sizes = [group for group in parts if group["name"].split()[1:]]
     classes = [group for group in parts if group not in sizes]
@@ -168,7 +169,7 @@ def test_groups_are_parts_of_all_masks_of_images_or_tiles(small_config):
         total = sum(group["masks"] * group["iou"] for group in groups)
         assert total == pytest.approx(everything["masks"] * everything["iou"])
     state = torch.get_rng_state()
-    tiled = gate.labeled_quality(small_config(INPUT__TILE__SIZE=48))
+    tiled = labeled_quality(small_config(INPUT__TILE__SIZE=48))
     assert tiled["images"] > 3 and tiled["groups"][0]["masks"] > everything["masks"]
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -221,14 +222,14 @@ def test_a_continued_run_keeps_what_it_began_with(small_config, monkeypatch):
 def test_the_check_measures_where_that_is_quick(small_config, monkeypatch):
     cfg = small_config()
     sam = sam_blueprint(cfg)
-    assert gate.sam_findings(cfg, None) == []
-    [measured] = gate.sam_findings(cfg, sam)
-    assert f"IoU {gate.labeled_quality(cfg)['iou']:.2f}" in measured.text
-    [unread] = gate.sam_findings(small_config(DATASETS__TRAIN=("nothing",)), sam)
+    assert sam_quality.sam_findings(cfg, None) == []
+    [measured] = sam_quality.sam_findings(cfg, sam)
+    assert f"IoU {labeled_quality(cfg)['iou']:.2f}" in measured.text
+    [unread] = sam_quality.sam_findings(small_config(DATASETS__TRAIN=("nothing",)), sam)
     assert unread.status == "warning"
-    monkeypatch.setattr(gate, "labeled_quality", None)  # it would be called
-    monkeypatch.setattr(gate, "_QUICK_BYTES", 0)
-    assert gate.sam_findings(cfg, sam)[0].status == "ok"
+    monkeypatch.setattr(sam_quality, "labeled_quality", None)  # it would be called
+    monkeypatch.setattr(sam_quality, "_QUICK_BYTES", 0)
+    assert sam_quality.sam_findings(cfg, sam)[0].status == "ok"
 
 
 @pytest.fixture
@@ -252,7 +253,7 @@ def measured(monkeypatch):
         seen.append({record["file_name"] for record in records})
         return SimpleNamespace(rated=np.array([ious.pop(0)]))
 
-    monkeypatch.setattr(gate, "measure_sam", measure)
+    monkeypatch.setattr(sam_adaptation, "measure_sam", measure)
     return ious, seen
 
 
@@ -260,35 +261,35 @@ def test_a_better_sam_is_kept_and_serves_all(adapting, measured, tmp_path):
     ious, seen = measured
     ious += [0.5, 0.6]
     cfg = adapting()
-    found = gate.adapted_config(cfg, resume=False)
+    found = sam_adaptation.adapted_config(cfg, resume=False)
     assert found.S4M.SAM.CHECKPOINT == str(tmp_path / "run/sam_adapted.pth")
     before, after = (AutomaticMasks(build_sam_backend(c)).fingerprint() for c in (cfg, found))
     assert before != after
     assert load_config(str(tmp_path / "run/config.yaml")).S4M == found.S4M
     assert (tmp_path / "run/config.yaml").read_text() == found.dump()
-    trained, held_out = gate.split_labeled(cfg)
+    trained, held_out = sam_quality.split_labeled(cfg)
     assert seen == [{record["file_name"] for record in held_out}] * 2
     assert not seen[0] & {record["file_name"] for record in trained}
     assert len(trained) + len(held_out) == 10 and len(held_out) == 2
     # Continued, nothing is measured or trained again; the weights follow from the seed.
-    assert gate.adapted_config(cfg, resume=True) == found
+    assert sam_adaptation.adapted_config(cfg, resume=True) == found
     ious += [0.5, 0.6]
-    again = gate.adapted_config(cfg, resume=False)
+    again = sam_adaptation.adapted_config(cfg, resume=False)
     assert AutomaticMasks(build_sam_backend(again)).fingerprint() == after
 
 
 def test_what_is_not_better_is_not_kept(adapting, measured, tmp_path):
     measured[0].extend([0.5, 0.5])
     cfg = adapting()
-    assert gate.adapted_config(cfg, resume=False) == cfg
+    assert sam_adaptation.adapted_config(cfg, resume=False) == cfg
     assert not (tmp_path / "run/sam_adapted.pth").exists()
     assert read_results(tmp_path / "run/sam_adapted.json")["kept"] is False
-    assert gate.adapted_config(cfg, resume=True) == cfg
+    assert sam_adaptation.adapted_config(cfg, resume=True) == cfg
 
 
 def test_the_gates_images_are_held_out(adapting):
     cfg = adapting(S4M__REFINE__GATE="auto")
-    _, held_out = gate.split_labeled(cfg)
+    _, held_out = sam_quality.split_labeled(cfg)
     gates = {record["file_name"] for record in gate.held_out_records(cfg)}
     assert gates and {record["file_name"] for record in held_out} == gates
 
@@ -297,7 +298,7 @@ def test_nothing_is_done_where_nobody_asks(adapting, tmp_path):
     without_sam = {"S4M__STAGE": "teacher", "S4M__DISTILL__ENABLED": False}
     for changes in ({"S4M__SAM__ADAPT": 0}, without_sam):
         cfg = adapting(**changes)
-        assert gate.adapted_config(cfg, resume=False) == cfg
+        assert sam_adaptation.adapted_config(cfg, resume=False) == cfg
     assert not list((tmp_path / "run").iterdir())
 
 
@@ -310,20 +311,21 @@ def test_a_signal_ends_what_is_done_before_training_at_once(
             signal.raise_signal(signal.SIGTERM)
         raise AssertionError("it went on")
 
-    monkeypatch.setattr(gate, "measure_sam", measure)
+    for module in (sam_quality, sam_adaptation):
+        monkeypatch.setattr(module, "measure_sam", measure)
     cfg = adapting(S4M__REFINE__GATE="auto")
     if during == "start":
         signal.raise_signal(signal.SIGTERM)
     with pytest.raises(Stopped):
         if during == "measurement":
             gate.decide_by_sam(stage_config(cfg, "teacher"), "teacher", resume=False)
-        gate.adapted_config(cfg, resume=False)
+        sam_adaptation.adapted_config(cfg, resume=False)
     assert not [*(tmp_path / "run").rglob("*.json")]
 
 
 @pytest.mark.parametrize("small_part", [0, 1])  # what is trained on; what is held out
 def test_masks_too_small_to_learn_from_leave_sam_as_it_is(adapting, monkeypatch, small_part):
-    cfg, split = adapting(), gate.split_labeled
+    cfg, split = adapting(), sam_quality.split_labeled
     dot = {"segmentation": [[0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0]]}
 
     def with_dots(cfg):
@@ -334,13 +336,13 @@ def test_masks_too_small_to_learn_from_leave_sam_as_it_is(adapting, monkeypatch,
         ]
         return parts
 
-    monkeypatch.setattr(gate, "split_labeled", with_dots)
-    monkeypatch.setattr(gate, "MOST_TRIES", 3)
-    assert gate.adapted_config(cfg, resume=False) == cfg
+    monkeypatch.setattr(sam_adaptation, "split_labeled", with_dots)
+    monkeypatch.setattr(sam_adaptation, "MOST_TRIES", 3)
+    assert sam_adaptation.adapted_config(cfg, resume=False) == cfg
 
 
 def test_one_labeled_image_is_too_few(adapting, measured, monkeypatch):
-    records = gate.true_records
-    monkeypatch.setattr(gate, "true_records", lambda names: records(names)[:1])
+    records = sam_quality.true_records
+    monkeypatch.setattr(sam_quality, "true_records", lambda names: records(names)[:1])
     cfg = adapting()
-    assert gate.adapted_config(cfg, resume=False) == cfg
+    assert sam_adaptation.adapted_config(cfg, resume=False) == cfg

@@ -11,7 +11,7 @@ from PIL import Image
 from s4m_d2.data.images import read_image
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.derived_settings import SET_BY_USER
-from s4m_d2.engine.labeling.gate import split_labeled
+from s4m_d2.engine.labeling.sam_quality import split_labeled
 from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.visualization import write_video
 

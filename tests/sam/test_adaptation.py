@@ -8,7 +8,7 @@ import pytest
 import torch
 from sam_cases import config
 
-from s4m_d2.engine.labeling.gate import random_view
+from s4m_d2.engine.labeling.sam_adaptation import random_view
 from s4m_d2.sam import adaptation, build_sam_backend
 from s4m_d2.sam.adaptation import FROZEN, adapt_sam, draw_clicks, mask_losses
 

@@ -15,7 +15,7 @@ import torch
 import train_tiny_sam
 from PIL import Image
 
-from s4m_d2.engine.labeling.gate import measure_sam
+from s4m_d2.engine.labeling.sam_quality import measure_sam
 from s4m_d2.errors import DatasetError
 from s4m_d2.sam import EncodedImages, PromptOutput
 

@@ -20,8 +20,9 @@ from s4m_d2.engine.checkpointing.checkpoint import FINAL_CHECKPOINT, saved_state
 from s4m_d2.engine.checks import resource_checks as resources
 from s4m_d2.engine.checks.config_checks import config_errors
 from s4m_d2.engine.config_file import config_items, load_config
-from s4m_d2.engine.labeling.gate import WEIGHTS, sam_findings
 from s4m_d2.engine.labeling.quality import quality_findings
+from s4m_d2.engine.labeling.sam_adaptation import WEIGHTS
+from s4m_d2.engine.labeling.sam_quality import sam_findings
 from s4m_d2.engine.stages import STAGES, is_fixed, runs_stage, stage_config, stages_to_run
 from s4m_d2.engine.training.hooks import MAX_ITER, changes, continuation_errors, run_settings
 from s4m_d2.errors import (

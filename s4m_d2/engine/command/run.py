@@ -27,8 +27,9 @@ from s4m_d2.engine.checks.resource_checks import check_output_dir
 from s4m_d2.engine.command.arguments import num_processes, read_config
 from s4m_d2.engine.command.launch import as_text
 from s4m_d2.engine.figures.figure_set import FOLDER, FigureSet
-from s4m_d2.engine.labeling.gate import adapted_config, decide_by_sam
+from s4m_d2.engine.labeling.gate import decide_by_sam
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
+from s4m_d2.engine.labeling.sam_adaptation import adapted_config
 from s4m_d2.engine.stages import STAGES, final_weights, stage_config, stages_to_run
 from s4m_d2.engine.training.trainer import FineTuneTrainer, S4MTrainer, TeacherTrainer
 from s4m_d2.errors import ConfigError, DatasetError, Finding
