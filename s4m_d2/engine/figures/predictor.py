@@ -21,7 +21,7 @@ from s4m_d2.engine.stages import stage_config
 from s4m_d2.errors import ConfigError
 from s4m_d2.evaluation import masks_as_rle
 from s4m_d2.files import read_lines
-from s4m_d2.structures import PseudoLabels, mask_boxes
+from s4m_d2.structures import PseudoLabels, RLEMasks, encode_masks, mask_boxes
 from s4m_d2.tiling import TiledModel
 
 
@@ -98,8 +98,9 @@ class Labeler(nn.Module):
 
     @torch.no_grad()
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Instances]]:
-        """As of a Detectron2 model; the "instances", none empty, have ``pred_masks`` bool,
-        ``pred_boxes``, ``scores``, ``pred_classes`` and ``sam_ious`` (nan: the mask is not SAM's).
+        """As of a Detectron2 model; the "instances", none empty, have ``pred_masks``
+        (:class:`RLEMasks`), ``pred_boxes``, ``scores``, ``pred_classes`` and ``sam_ious`` (nan: the
+        mask is not SAM's).
         """
         _, refinement = self.labeling.label([dict(sample) for sample in batched_inputs])
         return [
@@ -110,17 +111,19 @@ class Labeler(nn.Module):
 
 
 def _instances(labels: PseudoLabels, size: tuple[int, int]) -> Instances:
-    masks, ious = labels.masks, labels.sam_ious
-    if labels.image_size != size:
-        masks = masks.new_empty(len(labels), *size)
-        for mask, small in zip(masks, labels.masks, strict=True):  # in the memory of one
-            mask[:] = F.interpolate(small[None, None].float(), size, mode="bilinear")[0, 0] > 0.5
+    rles, boxes = [], [labels.masks.new_zeros((0, 4), dtype=torch.float32)]
+    for mask in labels.masks.unsqueeze(1):  # at full size in the memory of one
+        if labels.image_size != size:
+            mask = F.interpolate(mask[None].float(), size, mode="bilinear")[0] > 0.5
+        rles += encode_masks(mask)
+        boxes.append(mask_boxes(mask))
+    ious = labels.sam_ious
     found = Instances(
         size,
-        pred_masks=masks,
-        pred_boxes=Boxes(mask_boxes(masks)),
+        pred_masks=RLEMasks(rles, size),
+        pred_boxes=Boxes(torch.cat(boxes)),
         scores=labels.scores,
         pred_classes=labels.labels,
         sam_ious=torch.full_like(labels.scores, math.nan) if ious is None else ious,
     )
-    return found[masks.flatten(1).any(dim=1)]
+    return found[found.pred_boxes.nonempty()]
