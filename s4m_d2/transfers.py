@@ -16,7 +16,7 @@ def to_device(values: Any, device: torch.device | str, dtype: torch.dtype | None
     device = torch.device(device)
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def to_host(*tensors: Tensor) -> list[np.ndarray]:

@@ -71,7 +71,7 @@ def image_input(sam: Any, embeddings: Tensor) -> tuple[Tensor, Tensor]:
 
     Channels last: a token lies together in memory, and no projection has to copy it first.
     """
-    with torch.autocast(embeddings.device.type, enabled=False):  # positions need full precision
+    with torch.autocast(embeddings.device.type, enabled=False):  # positions need more bits
         position = sam.prompt_encoder.get_dense_pe()
     image_tokens = embeddings + sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
     return (
@@ -93,7 +93,7 @@ def _prompt_tokens(sam: Any, prompts: Prompts) -> Tensor:
     if is_sam2:
         tokens.insert(0, decoder.obj_score_token.weight)
     encoder, points = sam.prompt_encoder, prompts.points
-    with torch.autocast(points.device.type, enabled=False):  # positions need full precision
+    with torch.autocast(points.device.type, enabled=False):  # positions need more bits
         positions = encoder.pe_layer.forward_with_coords(points.float(), encoder.input_image_size)
     kinds = torch.cat([table.weight for table in encoder.point_embeddings])  # of labels 0 to 3
     parts = [torch.cat(tokens).expand(len(points), -1, -1), positions + kinds[prompts.labels]]

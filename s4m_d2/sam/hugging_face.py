@@ -119,7 +119,7 @@ class TransformersBackend(PointPromptBackend):
         return decode
 
     def _positions(self) -> Tensor:
-        with torch.autocast(self.device.type, enabled=False):  # full precision
+        with torch.autocast(self.device.type, enabled=False):  # as of points
             return self.sam.get_image_wide_positional_embeddings()
 
     def _no_mask(self) -> Tensor:
@@ -128,7 +128,7 @@ class TransformersBackend(PointPromptBackend):
     def _prompt_tokens(self, prompts: Prompts) -> Tensor:
         """(N, P or P + 1, C) as of the prompt encoder, whose boxes come apart from its points."""
         encoder, points = self.sam.prompt_encoder, prompts.points[:, None]
-        with torch.autocast(points.device.type, enabled=False):  # positions need full precision
+        with torch.autocast(points.device.type, enabled=False):  # positions need more bits
             positions = encoder.shared_embedding(points.float(), 2 * (self.image_side,))
         kinds = torch.cat(list(encoder.point_embed.parameters()))  # of labels 0 to 3
         tokens = positions[:, 0] + kinds[prompts.labels]

@@ -264,7 +264,8 @@ def neighbor_points(selection: Selection, num_points: int) -> tuple[Tensor, Tens
     profiles = [masks.sum(dim=dim, dtype=torch.float32) for dim in (2, 1)]  # of rows, of columns
     sums = [(x * torch.arange(x.shape[1], device=x.device)).sum(dim=1) for x in profiles]
     centers = torch.stack(sums, dim=1) / profiles[0].sum(dim=1, keepdim=True)
-    distances = torch.cdist(centers, centers).fill_diagonal_(torch.inf)
+    exactly = "donot_use_mm_for_euclid_dist"  # TF32 would move centers by some px
+    distances = torch.cdist(centers, centers, compute_mode=exactly).fill_diagonal_(torch.inf)
     nearest = distances.topk(max(min(num_points, count - 1), 0), largest=False).indices
     points, labels = [centers.new_zeros(count, 0, 2)], [nearest.new_zeros(count, 0)]
     for other in nearest.unbind(dim=1):

@@ -299,7 +299,8 @@ def _pin_memory(self, device=None):
         raise RuntimeError("cannot pin 'torch.cuda' tensors: only CPU tensors can be pinned")
     if self.is_pinned():
         return self
-    pinned = self.detach().clone()
+    pinned = torch.empty_strided(self.size(), self.stride(), dtype=self.dtype)
+    pinned.copy_(self.detach())  # fails where elements share memory, as on a GPU
     pinned._pinned = True
     return pinned
 

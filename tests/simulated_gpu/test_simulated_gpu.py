@@ -51,6 +51,7 @@ def test_the_tests_for_a_gpu_pass_on_the_simulated_one(tmp_path, marks, fewest):
         lambda x: torch.cat([x, torch.zeros(3)]),
         lambda x: x.cpu()[x > 0],
         lambda x: x.numpy(),
+        lambda x: x.cpu()[:1].expand(3).pin_memory(),
         lambda x: torch.rand(2, device="cuda", generator=torch.Generator().manual_seed(3)),
         lambda x: torch.rand(2, generator=torch.Generator("cuda").manual_seed(4)),
     ],
