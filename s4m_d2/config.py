@@ -264,7 +264,7 @@ def _add_refine_config(cfg: CN) -> None:
 
 
 def _add_measurement_config(cfg: CN) -> None:
-    # Pictures of fixed images during training, in OUTPUT_DIR/figures and TensorBoard.
+    # Pictures of fixed images during training, in figures/ of the stage's folder and TensorBoard.
     figures = cfg.S4M.FIGURES = CN()
     figures.PERIOD = 0  # iterations between pictures; 0: none
     figures.IMAGES = 4  # images per figure

@@ -1,4 +1,4 @@
-"""Rank the images that s4m-label labeled: those first whose correction is expected to teach most.
+"""Rank the images that s4m-label labeled: those first whose labels are probably worst.
 
     s4m-review output/labels
 

@@ -33,6 +33,7 @@ FACTS, CONFIG = "run.json", "config.yaml"  # in OUTPUT_DIR
 MEASURED = {
     "SAM's adaptation": "sam_adapted.json",
     "SAM's masks": "teacher/sam_quality.json",
+    "SAM's masks, stage 2": "student/sam_quality.json",
     "refinement gate": "student/refinement_gate.json",
 }
 TITLES = {  # by folder
