@@ -29,7 +29,7 @@ from s4m_d2.semi.refinement import AUTO_PROMPT, PROMPTS, TeacherMasks
 logger = logging.getLogger(__name__)
 
 OFF, WARN, AUTO = GATES = ("off", "warn", "auto")  # values of S4M.REFINE.GATE
-_FEWEST_LABELED = 10
+_FEWEST_LABELED = 10  # images, of which a fifth can be held out
 RESULT = "refinement_gate.json"  # in the folder of stage 2
 SAM_RESULT = "sam_quality.json"  # of the stage that measured SAM
 

@@ -27,7 +27,7 @@ from s4m_d2.sam import SamBackend, build_sam_backend
 from s4m_d2.sam.adaptation import draw_clicks
 from s4m_d2.tiling import build_tiling
 
-HELD_OUT_SHARE = 0.2
+HELD_OUT_SHARE = 0.2  # of the labeled images
 USEFUL_IOU = 0.6  # a rule of thumb: below it, SAM's masks are rarely better than the teacher's
 IMAGES = 16  # labeled images, or tiles, that are measured at most
 _QUICK_BYTES = 64 << 20  # of a SAM that measures them in seconds on a CPU
