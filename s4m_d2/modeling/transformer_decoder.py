@@ -140,6 +140,11 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         )
         self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
         self.mask_embed = MLP([hidden_dim] * 3 + [mask_dim])
+        # What no layer reads has no gradient, which several processes would wait for.
+        self.input_proj[dec_layers:].requires_grad_(False)
+        if dec_layers == 0:
+            self.query_embed.requires_grad_(False)
+            self.level_embed.requires_grad_(False)
 
     @classmethod
     def from_config(cls, cfg, in_channels: int) -> dict:

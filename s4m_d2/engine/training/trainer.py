@@ -70,13 +70,7 @@ class TeacherTrainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         if comm.get_world_size() > 1:
             # Without device_ids: with them, samples would be copied to the device synchronously.
-            former = cfg.MODEL.MASK_FORMER
-            # Below, embeddings of queries, or projections of levels, have no gradient.
-            fewest = 2 if former.HIDDEN_DIM == cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM else 4
-            unused = former.DEC_LAYERS < fewest
-            model = DistributedDataParallel(
-                model, broadcast_buffers=False, find_unused_parameters=unused
-            )
+            model = DistributedDataParallel(model, broadcast_buffers=False)
         precision = PRECISIONS[cfg.S4M.AMP_PRECISION] if cfg.SOLVER.AMP.ENABLED else None
         self._trainer = self.build_step(model, data_loader, optimizer, self.bad_steps, precision)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
