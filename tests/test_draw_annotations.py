@@ -48,6 +48,17 @@ def test_only_predictions_with_the_score_are_drawn(data, tmp_path, monkeypatch):
     assert drawn == [(of_images[0], None), (expected, [0.9]), (of_images[1], None), ([], [])]
 
 
+def test_an_image_of_another_size_is_told_and_the_others_drawn(data, tmp_path, capsys):
+    for source in (data / "labeled").iterdir():
+        Image.open(source).save(tmp_path / source.name)
+    first = min(path.name for path in (data / "labeled").iterdir())
+    Image.new("RGB", SIZE[::-1]).save(tmp_path / first)
+    picture = tmp_path / "drawn.png"
+    arguments = [str(data / "annotations.json"), "--images", str(tmp_path)]
+    assert draw_annotations.main([*arguments, "--output", str(picture)]) == 0
+    assert first in capsys.readouterr().err and picture.exists()
+
+
 def test_files_that_are_no_predictions_are_refused(data, tmp_path, capsys):
     results, picture = tmp_path / "results.json", tmp_path / "a.png"
     arguments = [str(data / "annotations.json"), "--images", str(data / "labeled")]

@@ -19,7 +19,7 @@ import numpy as np
 from pycocotools.coco import COCO
 
 from s4m_d2.data.annotations import read_annotations
-from s4m_d2.data.images import read_image
+from s4m_d2.data.images import check_size, read_image
 from s4m_d2.engine.command.arguments import command_parser, positive
 from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.errors import DatasetError
@@ -37,19 +37,27 @@ def draw(args: argparse.Namespace) -> None:
     truth.dataset = annotations.to_coco()
     truth.createIndex()
     chosen = evenly_spaced(truth.dataset["images"], args.count)
-    if not chosen:
-        raise DatasetError(f"{args.json_file} has no image to draw.")
     found = _predictions(args.predictions) if args.predictions else None
-    rows = []
+    rows, titles = [], []
     for image in chosen:
-        picture = read_image(os.path.join(args.images, image["file_name"]), "RGB")
+        path = os.path.join(args.images, image["file_name"])
+        try:
+            picture = read_image(path, "RGB")
+            check_size({**image, "file_name": path}, picture.shape[:2])
+        except DatasetError as error:
+            print(f"not drawn: {error}", file=sys.stderr)
+            continue
+        titles.append(image["file_name"])
         rows.append([picture, _overlay(truth, picture, truth.imgToAnns[image["id"]])])
         if found is not None:
             of_image = [p for p in found if p["image_id"] == image["id"]]
             shown = [p for p in of_image if p["score"] >= MIN_SCORE]
             rows[-1].append(_overlay(truth, picture, shown, [p["score"] for p in shown]))
+    if not rows:
+        raise DatasetError(f"{args.json_file} has no image that can be drawn.")
     columns = ["image", "annotations"] + ["predictions"] * (found is not None)
-    panel_grid(rows, columns, args.output, row_titles=[image["file_name"] for image in chosen])
+    panel_grid(rows, columns, args.output, row_titles=titles)
+    print(args.output)
 
 
 def _predictions(path: str) -> list[dict]:

@@ -40,6 +40,7 @@ class Findings:
     """What was corrected, left out or refused while a file was read."""
 
     instances: int = 0  #: that are usable
+    rectangles: int = 0  #: of these, masks that fill their boxes
     notes: list[str] = field(default_factory=list)  #: corrections
     doubts: list[str] = field(default_factory=list)  #: messages: corrections that may be wrong
     #: names of annotations that are no targets
@@ -213,6 +214,11 @@ def _read(
             image_id = key if is_numbered else position
             record = {"file_name": path, "image_id": image_id, "height": size[0], "width": size[1]}
             records.append({**record, "annotations": list(filter(None, found))})
+    if findings.rectangles == findings.instances >= 30:
+        findings.doubts.append(
+            f"All {findings.instances:,} masks are upright rectangles. If these are boxes around "
+            "the objects, draw the outlines: a model learns what it is shown."
+        )
     if is_numbered:
         records.sort(key=lambda record: record["image_id"])  # Detectron2's order
     gc.freeze()  # excludes the records from collections: they live as long as the process
@@ -434,13 +440,15 @@ def _annotation(
     seen.add(content)
     if crowd:
         findings.leave_out(row, *_CROWDS)
+    box = mask_utils.toBbox(rle).tolist()
     findings.instances += not crowd
+    findings.rectangles += not crowd and area == box[2] * box[3]
     given_area = _number(row.get("area"))
     return {
         "iscrowd": int(crowd),
         "category_id": index,
         "segmentation": shape if is_rle else [part.tolist() for part in shape],
         "area": given_area if given_area >= 1 else area,  # COCO's, for AP by size; not of 0 to 1
-        "bbox": mask_utils.toBbox(rle).tolist(),
+        "bbox": box,
         "bbox_mode": BoxMode.XYWH_ABS,
     }

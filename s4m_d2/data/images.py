@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from urllib.parse import unquote
@@ -26,6 +26,8 @@ _WRITTEN = {"run.json", "config.yaml"}, {".label.json"}, {"predictions.json", "i
 _UNREAD = ".heic .heif .avif .jxl .dng .cr2 .nef .arw .psd".split()  # pictures
 VIDEO_EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 _UPLOAD = re.compile(r"(?<![^/])[0-9a-f]{8}-(?=[^/]+$)")  # Label Studio's, before a name
+_COPY = re.compile(r"\.rf\.\w+(?=\.\w+$)")  # Roboflow's, in the names of augmented copies
+_SCALE = "Scale them to 0..255 and save the image with 8 bits per channel."
 #: What Pillow raises for a damaged, truncated or foreign file.
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
@@ -62,23 +64,24 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
 
     Gray and palette images become color, transparency is dropped, of several frames the first is
     read, of 16-bit color the upper 8 bits. DatasetError: the file is missing, damaged, no image, or
-    has gray values of more than 8 bits, whose range is not known.
+    has gray values of more than 8 bits, whose range is not known, or 16-bit color of 12 bits.
     """
     with open_image(file_name) as image:
         _check_depth(image, file_name)
+        is_deep = ";16" in str(image.tile[:1])  # how the decoder calls the values
         image.load()  # before reading the orientation, which would hide damage of a PNG
         turn = _TURNS.get(orientation(image))
         upright = image if turn is None else image.transpose(turn)
         array = detection_utils.convert_PIL_to_numpy(upright, image_format)
+    if is_deep and array.max() < 16:
+        raise DatasetError(f"{file_name} has 16-bit color of values below 4,096 only. {_SCALE}")
     return np.ascontiguousarray(array)
 
 
 def _check_depth(image: Image.Image, file_name: str) -> None:
     if image.mode.startswith(("I", "F")):
-        raise DatasetError(
-            f"{file_name} has gray values of more than 8 bits (Pillow's mode {image.mode})."
-            " Scale them to 0..255 and save the image with 8 bits per channel."
-        )
+        found = f"gray values of more than 8 bits (Pillow's mode {image.mode})"
+        raise DatasetError(f"{file_name} has {found}. {_SCALE}")
 
 
 def image_size(file_name: str) -> tuple[int, int]:
@@ -95,16 +98,21 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     return (width, height) if is_transposed else (height, width)
 
 
-def read_headers(paths: Sequence[str]) -> list[tuple[tuple[int, int] | None, list[S4MError]]]:
-    """(H, W) of each image as :func:`image_size`; or None, and why it cannot be read."""
+def read_sizes(
+    paths: Sequence[str], decoded: Collection[str] = ()
+) -> list[tuple[tuple[int, int] | None, list[S4MError]]]:
+    """(H, W) of each image as :func:`image_size`; or None, and why it cannot be read. Those of
+    ``decoded`` are read to their ends, of the others the headers."""
 
     def read(path: str) -> tuple[int, int]:
+        if path in decoded:
+            return read_image(path, "RGB").shape[:2]
         with open_image(path) as image:
             _check_depth(image, path)
             return _upright_size(image)
 
-    with ThreadPool(8) as pool:
-        return pool.map(functools.partial(attempt, read), paths, 64)  # one by one takes longer
+    with ThreadPool(4) as pool:
+        return pool.map(functools.partial(attempt, read), paths, 8)  # one by one takes longer
 
 
 def check_size(record: dict, size: tuple[int, int]) -> None:
@@ -274,8 +282,32 @@ def _images_and_frames(image_dir: str, frames_dir: str, every: int, remedy: str)
     return names
 
 
+def photograph(name: str) -> str:
+    """Make the name that the augmented copies of a photograph share; other names stay.
+
+    >>> photograph("a/cat_jpg.rf.0f1e2d3c.jpg")
+    'a/cat_jpg.jpg'
+    """
+    return _COPY.sub("", name)
+
+
+def _exported(name: str) -> tuple[str, bool]:
+    """Name of a photograph in its copies by Roboflow, and whether this is one.
+
+    >>> _exported("a/cat.png"), _exported("b/cat_png.rf.0f1e2d3c.jpg")
+    (('cat_png', False), ('cat_png', True))
+    """
+    plain = photograph(name)
+    stem, ending = os.path.splitext(os.path.basename(plain))
+    return folded(stem if plain != name else f"{stem}_{ending[1:]}"), plain != name
+
+
 def copies(paths: Iterable[str], originals: Iterable[str]) -> set[str]:
-    """Those of ``paths`` with the content of one of ``originals``; what cannot be read has none."""
+    """Those of ``paths`` with the content of one of ``originals`` (what cannot be read has none),
+    or of the same photograph by the names that Roboflow gives to its copies."""
+    known = set(map(_exported, originals))
+    names = {path: _exported(path) for path in paths}
+    named = {p for p, (name, c) in names.items() if {(name, True), (name, not c)} & known}
     for key in (_size, _middle, digest):  # each reads more bytes, of fewer files
         wanted = {path: key(path) for path in originals}
         values = set(wanted.values()) - {None, ""}
@@ -283,7 +315,7 @@ def copies(paths: Iterable[str], originals: Iterable[str]) -> set[str]:
         paths = [path for path in keys if keys[path] in values]
         found = {keys[path] for path in paths}
         originals = [path for path in wanted if wanted[path] in found]
-    return set(paths)
+    return named | {*paths}
 
 
 def _size(path: str) -> int | None:
@@ -326,7 +358,7 @@ def unlabeled_records(paths: list[str], image_dir: str) -> list[dict]:
     of the headers; of a damaged one, "unreadable", the reason: the loader skips and counts it."""
 
     records = []
-    for path, (size, errors) in zip(paths, read_headers(paths), strict=True):
+    for path, (size, errors) in zip(paths, read_sizes(paths), strict=True):
         found = {"height": size[0], "width": size[1]} if size else {"unreadable": str(errors[0])}
         records.append({"file_name": path, "image_id": os.path.relpath(path, image_dir), **found})
     return records

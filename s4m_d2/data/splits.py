@@ -17,7 +17,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from s4m_d2.data.annotations import Annotations, read_annotations
 from s4m_d2.data.cityscapes import IMAGE_SUFFIX, INSTANCE_SUFFIX, CityscapesFormat
-from s4m_d2.data.images import IMAGE_EXTENSIONS, dataset_path, list_images, unlabeled_records
+from s4m_d2.data.images import (
+    IMAGE_EXTENSIONS,
+    dataset_path,
+    list_images,
+    photograph,
+    unlabeled_records,
+)
 from s4m_d2.errors import ConfigError, DatasetError, InputError, first_names, require
 from s4m_d2.files import read_lines
 
@@ -26,7 +32,6 @@ DEFAULT_SPLIT_SEED = 0
 OWN_LABELED, OWN_UNLABELED, OWN_VALIDATION = "own_labeled", "own_unlabeled", "own_val"
 
 _PERCENT_NAME = re.compile(r"(?P<base>.+)_(?P<percent>\d+)pct")
-_COPY = re.compile(r"\.rf\.\w+(?=\.\w+$)")  # Roboflow's, in the names of augmented copies
 
 Choose = Callable[[Sequence[str]], list[str]]
 Loaded = tuple[list[dict], dict]  # records and metadata
@@ -292,15 +297,6 @@ def _place(path: str) -> tuple[bytes, str]:
 def name_key(name: str, key: bytes = b"") -> bytes:
     """Sort key of a name for a fixed pseudo-random order."""
     return hashlib.blake2b(name.encode(), key=key, digest_size=16).digest()
-
-
-def photograph(name: str) -> str:
-    """Make the name that the augmented copies of a photograph share; other names stay.
-
-    >>> photograph("a/cat_jpg.rf.0f1e2d3c.jpg")
-    'a/cat_jpg.jpg'
-    """
-    return _COPY.sub("", name)
 
 
 def _share(fraction: float, count: int) -> int:

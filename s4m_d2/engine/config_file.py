@@ -66,9 +66,13 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
             cfg.merge_from_other_cfg(loaded)
         except Exception as error:  # of fvcore, yacs or PyYAML, which check little
             raise ConfigError(f"Config file '{config_file}': {_explain(cfg, error)}") from error
-    if len(opts) % 2:
-        raise ConfigError(f"Overrides come as KEY VALUE pairs; '{opts[-1]}' has no value. Add it.")
     defaults = config_items(cfg)
+    if len(opts) % 2:
+        strange = next((key for key in opts[::2] if key not in defaults), opts[-1])
+        raise ConfigError(
+            f"Overrides come as KEY VALUE pairs; '{strange}' is no key, or has no value. Correct "
+            "it; an option takes one value, and is repeated for others."
+        )
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         if key.removeprefix("S4M.DATA.") in _PATHS:
             data[key.removeprefix("S4M.DATA.")] = None

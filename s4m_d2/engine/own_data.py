@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -15,7 +16,7 @@ from detectron2.utils import comm
 
 from s4m_d2.data import splits
 from s4m_d2.data.annotations import Annotations, Findings, read_annotations, targets
-from s4m_d2.data.images import copies, list_unlabeled
+from s4m_d2.data.images import copies, list_unlabeled, photograph
 from s4m_d2.data.merging import merge_annotations
 from s4m_d2.engine.config_file import explicit_keys, load_config
 from s4m_d2.engine.derived_settings import (
@@ -30,6 +31,7 @@ from s4m_d2.engine.derived_settings import (
 from s4m_d2.engine.stages import run_config, run_folder, runs_stage
 from s4m_d2.errors import ConfigError, DatasetError, Finding, S4MError, first_names, raise_all
 from s4m_d2.files import digest, write_json
+from s4m_d2.report.run import CONFIG
 from s4m_d2.tiling import build_tiling
 
 logger = logging.getLogger(__name__)
@@ -179,6 +181,9 @@ def load_run(
     cfg, explicit = load_config(config_file, opts), explicit_keys(config_file, opts)
     cfg.defrost()
     cfg.S4M.ARP.GATED &= "S4M.ARP.ENABLED" not in explicit or "S4M.ARP.GATED" in explicit
+    if resume and is_stored(os.path.join(cfg.OUTPUT_DIR, FOLDER)):
+        former = _former_paths(cfg)
+        cfg.S4M.DATA.update({k: former[k] for k in former if not cfg.S4M.DATA[k]})
     if not any(getattr(cfg.S4M.DATA, key) for key in _PATHS):
         return run_config(cfg), None
     for key in filter(cfg.S4M.DATA.get, _PATHS):
@@ -202,6 +207,13 @@ def load_run(
         data.labeled, data.validation, data.ground_truth, cfg.S4M.DATA.UNLABELED, unlabeled
     )
     return run_config(cfg), data
+
+
+def _former_paths(cfg: CfgNode) -> dict[str, Any]:
+    """Paths of data when the run in OUTPUT_DIR was last started; {}: it has not been."""
+    path = os.path.join(cfg.OUTPUT_DIR, CONFIG)
+    former = load_config(path).S4M.DATA if os.path.isfile(path) else {}
+    return {key: former[key] for key in _PATHS if key in former}
 
 
 def _full(path: str) -> str:
@@ -242,7 +254,7 @@ def _drawn(labeled: Annotations, own: Mapping[str, str], fraction: float) -> lis
     taken: set[str] = set()
     for record in labeled.records:
         name, key = labeled.name(record), own[record["file_name"]]
-        shown = splits.photograph(name if key in taken else key)
+        shown = photograph(name if key in taken else key)
         taken.add(key)
         names[shown].append(name)
         classes_of[shown] |= {labeled.classes[a["category_id"]] for a in targets(record)}
@@ -387,6 +399,12 @@ def _evaluation_notes(validation: Annotations | None) -> Iterator[str]:
 
 def _changes(cfg: CfgNode, stored: StoredData) -> Iterator[str]:
     data = cfg.S4M.DATA
+    for key, former in _former_paths(cfg).items():
+        if key in ("IMAGES", "UNLABELED") and former and former != data[key]:
+            yield (
+                f"S4M.DATA.{key} is {data[key]}, and was {former}: the run goes on with the images "
+                "that it began with, by their names. To use others, start in another OUTPUT_DIR."
+            )
     labeled = ", ".join(data.LABELED), stored.labeled_digest, _labeled_digest(cfg)
     for paths, known, found in (labeled, (data.VAL, stored.val_digest, digest(data.VAL))):
         if paths and known and found != known:

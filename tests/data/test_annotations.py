@@ -285,6 +285,19 @@ def test_few_crowds_are_counted_and_many_are_warned_of(read):
     assert "crowds" in findings.summary and findings.instances == 19 and not findings.warnings
 
 
+def test_boxes_in_the_place_of_outlines_are_warned_of(read):
+    data = content()
+    row = data["annotations"][0]
+    boxes = [{**row, "id": n, "segmentation": [[x + n % 9 for x in BOX]]} for n in range(36)]
+    for n, box in enumerate(boxes):
+        box["segmentation"][0][1::2] = [y + n // 9 for y in BOX[1::2]]
+    data["annotations"] = boxes
+    [warning] = read(data).findings.warnings
+    assert "36 masks" in warning
+    boxes[7]["segmentation"] = [[6, 4, 30, 4, 6, 16]]
+    assert not read(data).findings.warnings
+
+
 def twice(section, **changes):
     return lambda data: data[section].append({**data[section][0], **changes})
 

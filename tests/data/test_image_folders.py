@@ -3,7 +3,10 @@
 import os
 import socket
 
+import cv2
+import numpy as np
 import pytest
+from PIL import Image
 
 from s4m_d2.data import images
 from s4m_d2.data.images import IMAGE_EXTENSIONS, list_images, unlabeled_records
@@ -92,19 +95,23 @@ def long(middle, size=100_000):
 
 
 UNLABELED = {"s1/rgb.jpg": b"A", "s2/rgb.jpg": b"BB", "s3/rgb.jpg": b"CC", "long.bmp": long(b"AA"),
-             "empty.jpg": b""}  # fmt: skip
+             "empty.jpg": b"", "a b_png.rf.01ab.jpg": b"FFF"}  # fmt: skip
 HELD_OUT = {  # files of the validation set, and what is left out for them
     "stems and sizes repeat": ({"s8/rgb.jpg": b"D", "s9/rgb.jpg": b"EE"}, set()),
     "same path, written otherwise": ({"./s1//rgb.jpg": b"another picture"}, {"s1/rgb.jpg"}),
     "renamed copies": ({"1.jpg": b"CC", "2.png": b"DD", "3.bmp": long(b"AA")},
                        {"s3/rgb.jpg", "long.bmp"}),
     "long files that differ": ({"1.bmp": long(b"AB"), "2.bmp": b"x" + long(b"AA")[1:]}, set()),
+    "copies by Roboflow, named so": (
+        {"a b.png": b"1111", "v/rgb_jpg.rf.23cd.jpg": b"22222", "long.png": b"333"},
+        {"a b_png.rf.01ab.jpg", "s1/rgb.jpg", "s2/rgb.jpg", "s3/rgb.jpg"}),
+    "another of the name": ({"a b.jpg": b"1111"}, set()),
     "missing, empty": ({"gone.jpg": None, "void.jpg": b""}, {"empty.jpg"}),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", HELD_OUT)
-def test_validation_images_are_recognized_by_path_or_content_never_by_stem(tmp_path, case):
+def test_validation_images_are_recognized_by_path_content_or_names_of_copies(tmp_path, case):
     files, expected = HELD_OUT[case]
     folder = write(tmp_path / "unl", UNLABELED)
     there = {name: content for name, content in files.items() if content is not None}
@@ -120,3 +127,16 @@ def test_validation_images_in_the_folder_itself_are_left_out_but_never_all(tmp_p
     assert kept == ["labeled/2.png", "more/1.png"]
     with pytest.raises(DatasetError, match="all of them labeled or in the validation"):
         list_unlabeled(folder, f"{folder}/labeled", ["1.png", "2.png", "../more/1.png"])
+
+
+def test_color_of_16_bits_is_read_by_its_upper_half_and_that_of_12_is_refused(tmp_path):
+    values = np.random.default_rng(0).integers(0, 1 << 16, (5, 6, 3), dtype=np.uint16)
+    for name in ("full.png", "full.tiff"):
+        cv2.imwrite(str(tmp_path / name), values)
+        upper = images.read_image(str(tmp_path / name), "BGR")
+        np.testing.assert_array_equal(upper, values >> 8)
+        cv2.imwrite(str(tmp_path / name), values >> 4)
+        with pytest.raises(DatasetError, match="16-bit"):
+            images.read_image(str(tmp_path / name), "BGR")
+    Image.new("RGB", (6, 5)).save(tmp_path / "black.png")  # of 8 bits
+    assert not images.read_image(str(tmp_path / "black.png"), "RGB").any()

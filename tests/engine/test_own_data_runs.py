@@ -125,6 +125,17 @@ def test_without_changes_a_continued_run_says_nothing(finished, tmp_path):
     }
 
 
+def test_a_run_continues_without_its_paths_and_tells_of_other_folders(finished, tmp_path):
+    data, run = finished
+    cfg, own = read("--resume", *overrides(run))
+    assert not own.notes and cfg == read(*own_options(data), "--resume", *overrides(run))[0]
+    others = copied(data, tmp_path / "others") / "unlabeled"
+    cfg, own = read("--unlabeled", str(others), "--resume", *overrides(run))
+    [note] = own.notes
+    assert str(others) in note and str(data / "unlabeled") in note
+    assert cfg.DATASETS.UNLABELED == ("own_unlabeled",)
+
+
 def test_an_evaluation_has_the_split_and_settings_of_the_weights_run(finished, tmp_path, capsys):
     data, run = (copied(finished[i], tmp_path / name) for i, name in ((0, "data"), (1, "run")))
     change_json(

@@ -141,14 +141,16 @@ def test_unreadable_unlabeled_images_are_trainings_business_unless_all_are(sets)
     assert "unlabeled data" not in lines({"S4M.STAGE": "teacher"})
 
 
-def test_headers_outside_of_the_sample_are_told_before(sets, tmp_path):
+def test_images_outside_of_the_sample_are_told_before(sets, tmp_path):
     records = [record(tmp_path, number) for number in range(40)]
     for start, role in ((50, "labeled"), (100, "test")):
         of_role = sets[f"preflight_{role}"][:] = [record(tmp_path, start + n) for n in range(20)]
         for turned in of_role[1:3]:
             turned.update(height=WIDTH, width=HEIGHT)
-        [error] = lines()[f"{role} data"].errors
-        assert "annotated without the rotation" in str(error) and "(1 more" in str(error)
+        cut(of_role[4]["file_name"])
+        damaged, other_size = sorted(map(str, lines()[f"{role} data"].errors), key=len)
+        assert "annotated without the rotation" in other_size and "(1 more" in other_size
+        assert f"{start + 4}.png" in damaged
     (tmp_path / "24.png").write_bytes(b"no image")
     Image.fromarray(np.full((HEIGHT, WIDTH), 999, dtype=np.uint16)).save(tmp_path / "26.png")
     paths = [item["file_name"] for item in records]

@@ -14,8 +14,8 @@ from tabulate import tabulate
 
 from s4m_d2.data import DATASET_MAPPER_REGISTRY, LabeledDatasetMapper, labeled_dataset_names
 from s4m_d2.data.annotations import targets
-from s4m_d2.data.images import check_size, read_headers
-from s4m_d2.data.splits import load_records
+from s4m_d2.data.images import check_size, read_sizes
+from s4m_d2.data.splits import OWN_LABELED, load_records
 from s4m_d2.engine.checkpointing.checkpoint import FINAL_CHECKPOINT, saved_state
 from s4m_d2.engine.checks import resource_checks as resources
 from s4m_d2.engine.checks.config_checks import config_errors
@@ -44,7 +44,8 @@ _NOT_TRAINED_WITH = (  # beginnings of keys that a continued run may change
     "S4M.DATA.", "S4M.EVAL", "S4M.FIGURES.", "S4M.FINETUNE.", "S4M.QUALITY.", "S4M.STAGE",
     "S4M.TEACHER", "SOLVER.CHECKPOINT", "TEST.",
 )  # fmt: skip
-_SAMPLED_IMAGES = 8  # decoded of each data set
+_MAPPED_IMAGES = 8  # of each data set, as in training
+_DECODED_IMAGES = 1000  # of each set with annotations, whose images no loader skips
 _LISTED_CLASSES = 10  # with more, only the rarest and the most frequent are listed
 _MANY_EMPTY = 0.5  # of a data set's images
 _WIDTH = 76  # characters of the table's middle column
@@ -78,7 +79,7 @@ def preflight(
 ) -> PreflightReport:
     """Check a training run without starting it; nothing is written.
 
-    Data sets are loaded and a few of their images decoded; weight files (remote ones are
+    Data sets are loaded, and their labeled images decoded; weight files (remote ones are
     downloaded) are compared with the models by names and shapes; sizes of checkpoints and models
     are estimated. What needs a part that is wrong (settings, data, the model) is left out.
 
@@ -220,7 +221,7 @@ def _fixed_length_errors(cfg: CfgNode, stage: str, before: Mapping[str, Any]) ->
 
 
 def dataset_findings(cfg: CfgNode) -> Iterator[Finding]:
-    """Lines on data sets: for each one, and for its classes. A few images are decoded.
+    """Lines on data sets: for each one, and for its classes. Labeled images are decoded.
 
     Images in two sets, or twice in one, are errors too. Unreadable unlabeled images are one only if
     all of the sample are: training skips them.
@@ -263,9 +264,9 @@ def _shared_images(
 
 
 def _look_at(cfg: CfgNode, role: str, records: Sequence[dict]) -> tuple[int, list[str]]:
-    """Map some images as in training, or only decode those of a test set; read all headers.
+    """Map some images as in training; of a test set, or with annotations, decode most of them.
 
-    Returns the number of successes, and messages on all images that cannot be used.
+    Returns the number of decoded images, and messages on all that cannot be used.
     """
     if role == "test":
         plain = {"geometry": (), "color": None, "image_format": cfg.INPUT.FORMAT}
@@ -273,7 +274,7 @@ def _look_at(cfg: CfgNode, role: str, records: Sequence[dict]) -> tuple[int, lis
     else:
         name = cfg.INPUT.DATASET_MAPPER_NAME if role == "labeled" else cfg.S4M.UNLABELED_MAPPER
         mapper = DATASET_MAPPER_REGISTRY.get(name)(cfg, True)
-    sample = evenly_spaced(records, _SAMPLED_IMAGES)
+    sample = evenly_spaced(records, _MAPPED_IMAGES)
     refused = {}
     for seed, record in enumerate(sample):
         try:
@@ -284,8 +285,11 @@ def _look_at(cfg: CfgNode, role: str, records: Sequence[dict]) -> tuple[int, lis
     if role == "unlabeled":
         refused |= {r["file_name"]: r["unreadable"] for r in records if "unreadable" in r}
     else:
-        headers = read_headers([record["file_name"] for record in records])
-        for record, (size, errors) in zip(records, headers, strict=True):
+        names = [record["file_name"] for record in records]
+        read = {*evenly_spaced(names, _DECODED_IMAGES)}
+        sizes = read_sizes(names, read)
+        decoded = len(read) - sum(size is None for size, _ in sizes)
+        for record, (size, errors) in zip(records, sizes, strict=True):
             if problems := errors or attempt(check_size, record, size)[1]:
                 refused[record["file_name"]] = str(problems[0])
     alike: dict[str, list[str]] = {}  # messages that differ in the image alone
@@ -364,7 +368,8 @@ def _class_finding(role: str, name: str, number: Mapping[str, int]) -> Finding:
     absent = [label for label in number if not number[label] and role == "labeled"]
     warning = (
         f"'{name}' has no instance of {first_names(absent, _LISTED_CLASSES)}: the model cannot "
-        "learn it. Label images of it, remove the category, or choose another split "
-        "(S4M.SPLIT_SEED, S4M.SPLIT_FILE)."
+        "learn it. Label images of it, or remove the category"
+        + ", or choose another split (S4M.SPLIT_SEED, S4M.SPLIT_FILE)" * (name != OWN_LABELED)
+        + "."
     )
     return Finding(f"{role} classes", text, (), [warning] if absent else [])

@@ -15,9 +15,9 @@ from detectron2.data import transforms as T
 from torch import Tensor
 
 from s4m_d2.data.annotations import targets
-from s4m_d2.data.images import read_image
+from s4m_d2.data.images import photograph, read_image
 from s4m_d2.data.segmentations import annotation_masks
-from s4m_d2.data.splits import photograph, true_records
+from s4m_d2.data.splits import true_records
 from s4m_d2.engine.checks.resource_checks import sam_bytes
 from s4m_d2.engine.labeling.quality import quality_class_names
 from s4m_d2.engine.rng import undisturbed_generators

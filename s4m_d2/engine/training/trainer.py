@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from s4m_d2.data import splits
+from s4m_d2.data.images import open_image
 from s4m_d2.engine import stages
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.figures.figure_set import figure_hooks
@@ -207,10 +208,9 @@ class TeacherTrainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        if not cfg.INPUT.TILE.SIZE:
-            return super().build_test_loader(cfg, dataset_name)
-        whole = DatasetMapper(is_train=False, augmentations=[], image_format=cfg.INPUT.FORMAT)
-        return build_detection_test_loader(cfg, dataset_name, mapper=whole)
+        whole = {"is_train": False, "augmentations": [], "image_format": cfg.INPUT.FORMAT}
+        mapper = _TestMapper(**whole) if cfg.INPUT.TILE.SIZE else _TestMapper(cfg, False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
@@ -220,6 +220,14 @@ class TeacherTrainer(DefaultTrainer):
             most = tiles * cfg.TEST.DETECTIONS_PER_IMAGE
         folder = os.path.join(cfg.OUTPUT_DIR, "inference")
         return build_evaluator(dataset_name, folder, max_detections=most)
+
+
+class _TestMapper(DatasetMapper):
+    """Detectron2's, with errors that name the image."""
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        with open_image(dataset_dict["file_name"]):
+            return super().__call__(dataset_dict)
 
 
 class FineTuneTrainer(TeacherTrainer):
