@@ -34,7 +34,7 @@ def convert(args: argparse.Namespace) -> tuple[dict, CocoFile]:
     if not args.images.is_dir():
         raise DatasetError(f"--images: {args.images} is no folder.")
     coco = CocoFile(args.images, args.classes)
-    for file in _files(args.source):
+    for file in _files(args.source, args.output):
         name = file.name if file == args.source else file.relative_to(args.source).as_posix()
         try:
             for image in read(file, args.class_attribute, args.class_name):
@@ -46,10 +46,10 @@ def convert(args: argparse.Namespace) -> tuple[dict, CocoFile]:
     return content, coco
 
 
-def _files(source: Path) -> list[Path]:
+def _files(source: Path, output: Path) -> list[Path]:
     if source.is_file():
         return [source]
-    found = sorted(source.rglob("*.json"))
+    found = sorted(f for f in source.rglob("*.json") if f.resolve() != output.resolve())
     files = [f for f in found if not any(p[0] == "." for p in f.relative_to(source).parts)]
     if not files:
         raise DatasetError(

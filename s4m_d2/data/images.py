@@ -68,7 +68,7 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
     """
     with open_image(file_name) as image:
         _check_depth(image, file_name)
-        is_deep = ";16" in str(image.tile[:1])  # how the decoder calls the values
+        is_deep = ";16" in str(getattr(image, "tile", ())[:1])  # how the decoder calls the values
         image.load()  # before reading the orientation, which would hide damage of a PNG
         turn = _TURNS.get(orientation(image))
         upright = image if turn is None else image.transpose(turn)
@@ -137,6 +137,7 @@ def orientation(image: Image.Image) -> int | None:
 def unreadable(file_name: str, error: Exception) -> DatasetError:
     """The error for a file that cannot be used."""
     remedy = "Replace it with a fresh copy; cut an image that is too large."
+    remedy = "Correct the path." if isinstance(error, FileNotFoundError) else remedy
     return DatasetError(f"{file_name} cannot be read: {error}. {remedy}")
 
 

@@ -13,6 +13,7 @@ from s4m_d2.data import ARPDatasetMapper
 from s4m_d2.data.images import unlabeled_records
 from s4m_d2.engine.checks.preflight import dataset_findings
 from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.training.trainer import TeacherTrainer
 from s4m_d2.errors import ConfigError, DatasetError, raise_all
 
 CLASSES = ["person", "car"]
@@ -93,6 +94,14 @@ def test_instances_are_counted_by_image_and_class_and_images_decoded(sets, tmp_p
 def cut(path):
     with open(path, "rb+") as file:
         file.truncate(60)
+
+
+def test_a_damaged_image_is_named_in_a_test_too(sets):
+    cut(sets["preflight_test"][1]["file_name"])
+    for changes in ({}, {"INPUT.TILE.SIZE": 16}):
+        cfg = config(changes | {"DATALOADER.NUM_WORKERS": 0})
+        with pytest.raises(DatasetError, match=r"8\.png"):
+            list(TeacherTrainer.build_test_loader(cfg, "preflight_test"))
 
 
 def segmented(polygons):
