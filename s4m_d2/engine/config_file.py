@@ -68,11 +68,9 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
             raise ConfigError(f"Config file '{config_file}': {_explain(cfg, error)}") from error
     defaults = config_items(cfg)
     if len(opts) % 2:
-        strange = next((key for key in opts[::2] if key not in defaults), opts[-1])
-        raise ConfigError(
-            f"Overrides come as KEY VALUE pairs; '{strange}' is no key, or has no value. Correct "
-            "it; an option takes one value, and is repeated for others."
-        )
+        wrong = [f"'{k}' is no key. Options take one value." for k in opts[::2] if k not in defaults]
+        wrong += [f"'{opts[-1]}' has no value. Add it."]
+        raise ConfigError(f"Overrides come as KEY VALUE pairs; {wrong[0]}")
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         if key.removeprefix("S4M.DATA.") in _PATHS:
             data[key.removeprefix("S4M.DATA.")] = None

@@ -68,6 +68,7 @@ OVERRIDES = {
     "empty key": (["", "3"], "Override ' 3'"),
     "equals sign": (["S4M.BURN_IN=3", "4"], "S4M.BURN_IN=3"),
     "odd number": (["S4M.BURN_IN", "3", "S4M.EMA_DECAY"], "'S4M.EMA_DECAY' has no value"),
+    "second word of an option": (["b", "S4M.BURN_IN", "3"], "'b' is no key"),
     "text for a number": (["S4M.BURN_IN", "soon"], "S4M.BURN_IN soon'.*Type mismatch"),
     "number for a section": (["S4M", "3"], "Override 'S4M 3'"),
     "section for a number": (["S4M.BURN_IN", "{'FROM': 3}"], "Type mismatch"),
