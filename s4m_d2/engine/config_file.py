@@ -68,9 +68,9 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
             raise ConfigError(f"Config file '{config_file}': {_explain(cfg, error)}") from error
     defaults = config_items(cfg)
     if len(opts) % 2:
-        wrong = [f"'{k}' is no key. Options take one value." for k in opts[::2] if k not in defaults]
+        wrong = [f"'{key}' is no key." for key in opts[::2] if key not in defaults]
         wrong += [f"'{opts[-1]}' has no value. Add it."]
-        raise ConfigError(f"Overrides come as KEY VALUE pairs; {wrong[0]}")
+        raise ConfigError(f"KEY VALUE pairs follow options, which take one value; {wrong[0]}")
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         if key.removeprefix("S4M.DATA.") in _PATHS:
             data[key.removeprefix("S4M.DATA.")] = None

@@ -181,9 +181,8 @@ def load_run(
     cfg, explicit = load_config(config_file, opts), explicit_keys(config_file, opts)
     cfg.defrost()
     cfg.S4M.ARP.GATED &= "S4M.ARP.ENABLED" not in explicit or "S4M.ARP.GATED" in explicit
-    if resume and is_stored(os.path.join(cfg.OUTPUT_DIR, FOLDER)):
-        former = _former_paths(cfg)
-        cfg.S4M.DATA.update({k: former[k] for k in former if not cfg.S4M.DATA[k]})
+    former = _former_paths(cfg) if resume else {}
+    cfg.S4M.DATA.update({key: former[key] for key in former if not cfg.S4M.DATA[key]})
     if not any(getattr(cfg.S4M.DATA, key) for key in _PATHS):
         return run_config(cfg), None
     for key in filter(cfg.S4M.DATA.get, _PATHS):
@@ -210,7 +209,7 @@ def load_run(
 
 
 def _former_paths(cfg: CfgNode) -> dict[str, Any]:
-    """Paths of data when the run in OUTPUT_DIR was last started; {}: it has not been."""
+    """Paths of own data when the run in OUTPUT_DIR was last started; {}: there is none."""
     path = os.path.join(cfg.OUTPUT_DIR, CONFIG)
     former = load_config(path).S4M.DATA if os.path.isfile(path) else {}
     return {key: former[key] for key in _PATHS if key in former}

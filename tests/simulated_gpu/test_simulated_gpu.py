@@ -20,9 +20,10 @@ needs_no_gpu = pytest.mark.skipif(
 
 def run_tests(folder, marks):
     """Run the tests of a GPU that have these marks on the simulated one."""
-    is_possible = shutil.which("cc") and torch.version.cuda and sys.platform == "linux"
+    is_new = hasattr(torch._C, "_ensureCUDADeviceGuardSet")
+    is_possible = shutil.which("cc") and torch.version.cuda and is_new and sys.platform == "linux"
     if not is_possible and os.environ.get("SIMULATED_GPU") != "required":
-        pytest.skip("needs Linux, a C compiler and a build of PyTorch for CUDA")
+        pytest.skip("needs Linux, a C compiler and a build of a newer PyTorch for CUDA")
     files = [path for path in TESTS.rglob("test_*.py") if "mark.gpu" in path.read_text()]
     command = [sys.executable, "-m", "pytest", "-p", "simulated_gpu.plugin", "-q", "--tb=short"]
     command += ["-p", "no:cacheprovider", "-p", "no:xdist", "-m", marks, "-rs"]
