@@ -145,7 +145,8 @@ class Composites:
             if not crowd:
                 kind, color, spread = int(rng.integers(1 << 30)), rng.uniform(0, 255, 3), 0
                 blobs = rng.random() < BLOB_CHANCE
-            side = max(round(size * np.exp(rng.normal(0, 0.2 if crowd else 0.5))), 8)
+            side = round(size * np.exp(rng.normal(0, 0.2 if crowd else 0.5)))
+            side = min(max(side, 8), 2 * SIDE)
             patch = blob(rng, side) if blobs else self._icon(kind, side)
             patch = _turned(patch, rng.uniform(-30, 30))
             if blobs or rng.random() > OWN_COLOR_CHANCE:
