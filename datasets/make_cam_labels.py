@@ -23,7 +23,8 @@ from toyscapes_scene import INSTANCES_PER_LABEL, LABEL_IDS, THING_CLASSES
 from tqdm import tqdm
 
 from s4m_d2.data.images import open_image
-from s4m_d2.errors import DatasetError, S4MError
+from s4m_d2.engine.command.launch import exit_status
+from s4m_d2.errors import DatasetError
 from s4m_d2.files import atomic_write
 from s4m_d2.sepl.files import write_label
 
@@ -152,6 +153,7 @@ def _read(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
+@exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -161,13 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--strength", type=float, default=0.5, help="0: ground truth, 1: very bad")
     parser.add_argument("--seed", type=int, default=0, help="of the failures")
     args = parser.parse_args(arguments)
-    try:
-        problems = make_cam_labels(
-            args.data, args.output, split=args.split, strength=args.strength, seed=args.seed
-        )
-    except S4MError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    problems = make_cam_labels(
+        args.data, args.output, split=args.split, strength=args.strength, seed=args.seed
+    )
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     count = len(list((args.output / "pseudo-labels").glob("*.png")))

@@ -32,6 +32,7 @@ from sepl_study.report import BEFORE, EXACT, TINY  # noqa: E402
 from sepl_study.scenes import StudyScene  # noqa: E402
 
 from s4m_d2.engine.command.arguments import natural, positive, share  # noqa: E402
+from s4m_d2.engine.command.launch import exit_status  # noqa: E402
 from s4m_d2.files import atomic_write, write_json  # noqa: E402
 from s4m_d2.sepl import enhance  # noqa: E402
 from s4m_d2.sepl.results import confusion, iou  # noqa: E402
@@ -139,6 +140,7 @@ def run_study(
     return results
 
 
+@exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -4,7 +4,7 @@ import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,9 @@ def enhance(args: argparse.Namespace) -> int:
     settings = _settings(args, len(files.class_names))
     labels = files.by_kind[BEFORE]
     wanted = image_list(args.list) if args.list else list(labels)
-    finished = begin(args.output, settings, {*labels, *wanted}, args.overwrite)
+    if args.overwrite and isinstance(source, SamMasks):
+        replace(source).generator.fingerprint()  # an error comes before anything is removed
+    finished = begin(args.output, settings, labels, wanted, args.overwrite)
     waiting = [name for name in wanted if name not in finished]
     options = {name: getattr(args, name) for name in OPTIONS}
     workers = 1 if isinstance(source, SamMasks) and source.device == "cuda" else args.workers
@@ -190,7 +192,7 @@ def _mask_source(args: argparse.Namespace) -> Path | SamMasks:
 def _settings(args: argparse.Namespace, num_classes: int) -> dict[str, Any]:
     """Settings that determine the label maps up to rounding, for JSON."""
     of_sam = ("sam", "sam_type", "images", "sam_checkpoint", *AUTOMATIC)
-    names = ["pseudo_labels", "background_score", *OPTIONS, "num_classes"]
+    names = ["pseudo_labels", "suffix", "background_score", *OPTIONS, "num_classes"]
     names += [n for n in of_sam if n != "points_per_batch"] if args.sam else ["masks"]
     checkpoint = Path(args.sam_checkpoint)
     checkpoint = checkpoint if checkpoint.exists() else args.sam_checkpoint  # a name in a hub

@@ -15,15 +15,7 @@ import torch
 from detectron2.data import MetadataCatalog
 from PIL import Image
 
-from s4m_d2.data.images import (
-    IMAGE_EXTENSIONS,
-    READ_ERRORS,
-    image_size,
-    list_images,
-    open_image,
-    unreadable,
-)
-from s4m_d2.data.splits import stem
+from s4m_d2.data.images import IMAGE_EXTENSIONS, READ_ERRORS, image_size, list_images, open_image
 from s4m_d2.errors import DatasetError
 from s4m_d2.files import atomic_write, read_lines
 from s4m_d2.restricted_pickle import load_arrays
@@ -57,6 +49,7 @@ def class_names(
     numbered = [f"class {index}" for index in range(1, count or 1)]
     source = file or f"--num-classes {count}"
     names = tuple(read_lines(file) if file else ("background", *numbered))
+    names = (*(name.lower() for name in names[:1]), *names[1:])
     is_named = names[:1] == ("background",) and len({*names} - {""}) == len(names)
     if not is_named or not 2 <= len(names) <= VOID:
         raise DatasetError(
@@ -93,7 +86,8 @@ def read_label(
         is_array = os.fspath(path).lower().endswith(".npy")
         label = _read_npy(path, background_score) if is_array else _read_png(path)
     except (*READ_ERRORS, pickle.UnpicklingError) as error:
-        raise unreadable(str(path), error) from error
+        remedy = "Write it anew: class indices, 0 for background and 255 for void, or CAM scores."
+        raise DatasetError(f"{path} cannot be read: {error}. {remedy}") from error
     unknown = np.unique(label[(label >= num_classes) & (label != VOID)])
     if len(unknown):
         raise DatasetError(
@@ -119,11 +113,11 @@ def _read_png(path: str | os.PathLike[str]) -> np.ndarray:
         bits = file.read(25)[-1]  # of a PNG; Pillow scales gray of 2 and 4 bits
     if label.ndim == 3 and (label == label[..., :1]).all():
         label = label[..., 0]
-    is_scaled = mode == "L" and bits != 8
+    is_scaled = mode != "P" and bits != 8
     if kind != "PNG" or mode not in ("P", "L", "RGB") or label.ndim != 2 or is_scaled:
         raise ValueError(
             f"it is {kind} {mode}; expected class indices in a PNG: with a palette, gray with 8 "
-            "bits, or RGB with equal channels"
+            "bits, or RGB of 8 bits with equal channels, no colors of classes"
         )
     return label
 
@@ -149,27 +143,31 @@ def _label_of_scores(content: Any, background_score: float) -> np.ndarray:
     content: ``{class: (H, W) scores, ...}``, or ``{"keys": (K,) classes, NAME: (K, H, W) scores,
     ...}`` (of several NAMEs the one with most pixels). Classes count from 0 without background: 0
     is class 1 of a label map. If "keys" has one more entry than there are maps, it includes the
-    background and counts as label maps do. ValueError: the content has another form.
+    background and counts as label maps do; so do maps that are probabilities, of sum 1 with that of
+    0, the background's (PSA's CRF). ValueError: the content has another form.
     """
-    with suppress(TypeError, ValueError, IndexError):
+    with suppress(TypeError, ValueError, IndexError, AttributeError):
         if "keys" in content:
             keys = np.asarray(content["keys"])
             stacks = [np.asarray(value) for value in content.values() if np.ndim(value) == 3]
             scores = max(stacks, key=lambda stack: stack.shape[1] * stack.shape[2])
-            has_background = len(keys) == len(scores) + 1 and keys[0] == BACKGROUND
-            classes = keys[1:] if has_background else keys + 1
         else:
-            classes, scores = np.array(list(content)) + 1, np.stack(list(content.values()))
-        are_numbers = classes.dtype.kind in "iu" and scores.dtype.kind in "fiu"
+            keys, scores = np.array(list(content)), np.stack(list(content.values()))
+        has_background = len(keys) == len(scores) + 1 and keys[0] == BACKGROUND
+        scores = scores.astype(np.float32, casting="same_kind")  # no complex ones
+        if 1 < len(keys) == len(scores) and keys[0] == BACKGROUND:
+            if np.abs(scores.sum(axis=0) - 1).max() < 0.01:  # which no normalized CAMs are
+                return keys.astype(np.uint8)[scores.argmax(0)]
+        classes = keys[1:] if has_background else keys + 1
         are_classes = bool(((classes > BACKGROUND) & (classes < VOID)).all())
         fit = scores.ndim == 3 and classes.shape == scores.shape[:1]
-        if are_numbers and are_classes and fit and np.isfinite(scores).all():
-            scores = scores.astype(np.float32)
+        in_range = np.isfinite(scores).all() and scores.max() < 1.01
+        if classes.dtype.kind in "iu" and are_classes and fit and in_range:
             scores = np.pad(scores, ((1, 0), (0, 0), (0, 0)), constant_values=background_score)
             return np.append(BACKGROUND, classes).astype(np.uint8)[scores.argmax(0)]
     raise ValueError(
         "expected {class: (H, W) scores} or {'keys': (K,) classes, NAME: (K, H, W) scores}, "
-        "finite, classes counted from 0 without background"
+        "at most 1, classes counted from 0 without background"
     )
 
 
@@ -337,8 +335,10 @@ def image_list(path: Path) -> list[str]:
     "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png". DatasetError: the file is
     missing, not text, or empty.
     """
-    words = [line.split()[0] for line in read_lines(path) if line]
-    names = [stem(word.replace("\\", "/")) for word in words]
+    words = [line.split()[0].replace("\\", "/") for line in read_lines(path) if line]
+    parts = [os.path.splitext(os.path.basename(word)) for word in words]
+    endings = {"", *IMAGE_EXTENSIONS, *LABEL_ENDINGS}
+    names = [name if end.lower() in endings else name + end for name, end in parts]
     if not any(names):
         raise DatasetError(f"{path} names no image. Write the name of an image on each line.")
     return [name for name in dict.fromkeys(names) if name]

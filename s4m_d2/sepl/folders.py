@@ -42,12 +42,12 @@ class SamMasks:
         return kept_masks(
             self.cache / f"{name}.json.gz",
             size,
-            f"{self._generator.fingerprint()} {digest}",
-            lambda: self._generator.generate(read_image(str(image), "RGB")),
+            f"{self.generator.fingerprint()} {digest}",
+            lambda: self.generator.generate(read_image(str(image), "RGB")),
         )
 
     @cached_property
-    def _generator(self) -> AutomaticMasks:
+    def generator(self) -> AutomaticMasks:
         cfg = get_cfg()
         add_s4m_config(cfg)
         cfg.MODEL.DEVICE = self.device
@@ -119,30 +119,40 @@ class Enhancement(Dataset[bool | S4MError]):
 
 
 def begin(
-    folder: Path, settings: dict[str, Any], names: Iterable[str], overwrite: bool
+    folder: Path,
+    settings: dict[str, Any],
+    labels: Mapping[str, Path],
+    wanted: Iterable[str],
+    overwrite: bool,
 ) -> set[str]:
-    """Start or continue a run into a folder; returns the finished ones of the images ``names``.
+    """Start or continue a run into a folder; returns the finished ones of the images of ``labels``
+    and ``wanted``: their label maps are newer than the pseudo-labels.
 
+    ``overwrite``: label maps of ``wanted`` are removed; all, if their settings were others.
     ConfigError: it has label maps of these images made with other or unknown settings.
     """
-    finished = {name for name in names if (folder / f"{name}.png").exists()}
-    if overwrite:
-        for name in finished:
-            (folder / f"{name}.png").unlink()
-        finished.clear()
-    elif finished:
+    maps = {name: folder / f"{name}.png" for name in {*labels, *wanted}}
+    finished = {name for name, path in maps.items() if path.exists()}
+    if finished:
         try:
             earlier = json.loads((folder / REPORT).read_text(encoding="utf-8"))["settings"]
         except (OSError, ValueError, LookupError):
             earlier = {REPORT: "unreadable"}
-        if keys := [k for k in earlier | settings if earlier.get(k) != settings.get(k)]:
+        keys = [k for k in earlier | settings if earlier.get(k) != settings.get(k)]
+        if overwrite:
+            removed = finished if keys else finished & {*wanted}
+            for name in removed:
+                maps[name].unlink()
+            finished -= removed
+        elif keys:
             differing = [f"{k} was {earlier.get(k)}, now {settings.get(k)}" for k in keys]
             raise ConfigError(
                 f"'{folder}' has {len(finished)} label maps of other settings: "
                 f"{'; '.join(differing)}. Choose another --output, or give --overwrite."
             )
     write_report(folder, settings, {})
-    return finished
+    times = {name: maps[name].stat().st_mtime for name in finished}
+    return {n for n in finished if n not in labels or labels[n].stat().st_mtime <= times[n]}
 
 
 def write_report(folder: Path, settings: Mapping[str, Any], problems: Mapping[str, str]) -> None:

@@ -1,6 +1,7 @@
 """`s4m-sepl enhance`: what it writes, what each option does, bad input, and being continued."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -175,6 +176,31 @@ def test_label_maps_of_other_settings_are_not_replaced_until_overwriting(option,
     for text in ("{", "{}"):
         (root / "out" / "sepl.json").write_text(text)  # unknown settings
         assert enhance(root) == 1 and (root / "out" / "sepl.json").read_text() == text
+
+
+def test_changed_labels_and_suffixes_are_noticed_and_only_what_is_listed_is_replaced(root):
+    assert enhance(root) == 0
+    kept = {name: (root / "out" / f"{name}.png").stat().st_mtime_ns for name in "abc"}
+    save_labels(root / "cam", {"b": drawn(CAM, 5)})
+    later = kept["b"] + 2 * 10**9
+    os.utime(root / "cam" / "b.png", ns=(later, later))
+    assert enhance(root) == 0
+    np.testing.assert_array_equal(label(root, "b"), drawn(MASK, 5))
+    (root / "list.txt").write_text("c.png\n")
+    assert enhance(root, "--overwrite", "--list", root / "list.txt") == 0
+    now = {name: (root / "out" / f"{name}.png").stat().st_mtime_ns for name in "abc"}
+    assert [name for name in "abc" if now[name] == kept[name]] == ["a"]
+    for name in "abc":
+        (root / "cam" / f"{name}.png").rename(root / "cam" / f"{name}_cam.png")
+    assert enhance(root, "--suffix", "_cam") == 1
+
+
+def test_a_sam_that_cannot_be_loaded_removes_nothing(root):
+    assert enhance(root) == 0
+    before = content(root)
+    words = ("--sam", "segment_anything", "--sam-type", "vit_b", "--sam-checkpoint", "none.pth")
+    assert enhance(root, *words, "--images", root / "images", "--overwrite") == 1
+    assert content(root) == before
 
 
 def test_an_interrupted_run_is_continued(root, monkeypatch):

@@ -154,9 +154,17 @@ def test_the_highest_score_above_the_background(tmp_path):
         assert read_label(tmp_path / "a.npy", background_score=0.0).tolist() == [[3, 15, 15, 3]]
 
 
+def test_probabilities_with_a_background_of_their_own_count_as_label_maps_do(tmp_path):
+    maps = np.array([[[0.6, 0.3, 0.2]], [[0.3, 0.1, 0.7]], [[0.1, 0.6, 0.1]]], dtype=np.float32)
+    for form in (dict(zip([0, 3, 15], maps, strict=True)), {"keys": [0, 3, 15], "crf": maps}):
+        np.save(tmp_path / "a.npy", form, allow_pickle=True)
+        assert read_label(tmp_path / "a.npy", 21).tolist() == [[0, 15, 3]]
+
+
 # The third has one more, but none is the background; 255 is void.
 NO_KEYS = None, [2], [3, 15, 7], [2.5, 14.0], [[2, 14]], [-1, 14], [2, 254]
 NO_CAMS = SCORES[0], SCORES.tolist() + [[0.5]], SCORES.astype(complex), SCORES * np.nan
+NO_CAMS += (SCORES * 255,)
 
 
 class Runs:

@@ -112,6 +112,7 @@ def _ious(error: str, scene: StudyScene, refiners: tuple) -> list[np.ndarray]:
     image = torch.from_numpy(scene.image).permute(2, 0, 1)[None]
     for refiner in refiners:
         generator = torch.Generator().manual_seed(int(scene.name))
-        found.append(refiner([selection], image, [size], [generator]).labels[0].masks.numpy())
+        labels = refiner([selection], image, [size], [generator]).labels[0]
+        found.append(labels.masks.numpy()[left])
     truth = truth[left]
     return [(of & truth).sum((1, 2)) / (of | truth).sum((1, 2)) for of in found]
