@@ -136,8 +136,9 @@ def orientation(image: Image.Image) -> int | None:
 
 def unreadable(file_name: str, error: Exception) -> DatasetError:
     """The error for a file that cannot be used."""
-    remedy = "Replace it with a fresh copy; cut an image that is too large."
-    remedy = "Correct the path." if isinstance(error, FileNotFoundError) else remedy
+    remedy = "Correct the path."
+    if not isinstance(error, FileNotFoundError):
+        remedy = "Replace it with a fresh copy; cut an image that is too large."
     return DatasetError(f"{file_name} cannot be read: {error}. {remedy}")
 
 

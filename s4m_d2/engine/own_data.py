@@ -197,7 +197,7 @@ def load_run(
     if folder is None:
         data = _begin(cfg, explicit, num_processes, eval_only, frames_dir)
     else:
-        data = _continue(cfg, explicit, folder, eval_only)
+        data = _continue(cfg, explicit, folder, eval_only, former)
     unlabeled = data.stored.unlabeled if cfg.S4M.DATA.UNLABELED else ()
     cfg.DATASETS.TRAIN = (splits.OWN_LABELED,)
     cfg.DATASETS.UNLABELED = (splits.OWN_UNLABELED,) if unlabeled else ()
@@ -335,7 +335,9 @@ def _begin(
     return OwnData(stored, split.train, evaluated, truth, folder, not eval_only, notes)
 
 
-def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: bool) -> OwnData:
+def _continue(
+    cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: bool, former: Mapping[str, Any]
+) -> OwnData:
     """The data of a run that began before; its settings go into ``cfg``."""
     stored, data = read_stored(folder), cfg.S4M.DATA
     if runs_stage(cfg, "student") and not (stored.unlabeled or eval_only):
@@ -361,7 +363,7 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
             is_given = data.VAL or data.VAL_IMAGES
             root = val_images if is_given else stored.val_image_root or val_images
         validation = _read(truth, root, classes=train.classes)
-    notes = [*(_evaluation_notes(validation) if eval_only else _changes(cfg, stored))]
+    notes = [*(_evaluation_notes(validation) if eval_only else _changes(cfg, stored, former))]
     if eval_only and validation and has_changed and data.LABELED and not data.VAL:
         notes.append(
             f"{', '.join(data.LABELED)} is not what the run was trained on, and is not looked at: "
@@ -396,13 +398,14 @@ def _evaluation_notes(validation: Annotations | None) -> Iterator[str]:
             yield f"{validation.json_file} has no instance to evaluate on: every AP is nan."
 
 
-def _changes(cfg: CfgNode, stored: StoredData) -> Iterator[str]:
+def _changes(cfg: CfgNode, stored: StoredData, former: Mapping[str, Any]) -> Iterator[str]:
     data = cfg.S4M.DATA
-    for key, former in _former_paths(cfg).items():
-        if key in ("IMAGES", "UNLABELED") and former and former != data[key]:
+    for key in ("IMAGES", "UNLABELED"):
+        if former.get(key) and former[key] != data[key]:
             yield (
-                f"S4M.DATA.{key} is {data[key]}, and was {former}: the run goes on with the images "
-                "that it began with, by their names. To use others, start in another OUTPUT_DIR."
+                f"S4M.DATA.{key} is {data[key]}, and was {former[key]}: the run goes on with the "
+                "images that it began with, by their names. To use others, start in another "
+                "OUTPUT_DIR."
             )
     labeled = ", ".join(data.LABELED), stored.labeled_digest, _labeled_digest(cfg)
     for paths, known, found in (labeled, (data.VAL, stored.val_digest, digest(data.VAL))):

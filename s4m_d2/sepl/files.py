@@ -153,18 +153,19 @@ def _label_of_scores(content: Any, background_score: float) -> np.ndarray:
             scores = max(stacks, key=lambda stack: stack.shape[1] * stack.shape[2])
         else:
             keys, scores = np.array(list(content)), np.stack(list(content.values()))
-        has_background = len(keys) == len(scores) + 1 and keys[0] == BACKGROUND
         scores = scores.astype(np.float32, casting="same_kind")  # no complex ones
+        background = np.full_like(scores[:1], background_score)
         if 1 < len(keys) == len(scores) and keys[0] == BACKGROUND:
             if np.abs(scores.sum(axis=0) - 1).max() < 0.01:  # which no normalized CAMs are
-                return keys.astype(np.uint8)[scores.argmax(0)]
+                background, scores = scores[:1], scores[1:]
+        has_background = len(keys) == len(scores) + 1 and keys[0] == BACKGROUND
         classes = keys[1:] if has_background else keys + 1
         are_classes = bool(((classes > BACKGROUND) & (classes < VOID)).all())
         fit = scores.ndim == 3 and classes.shape == scores.shape[:1]
         in_range = np.isfinite(scores).all() and scores.max() < 1.01
         if classes.dtype.kind in "iu" and are_classes and fit and in_range:
-            scores = np.pad(scores, ((1, 0), (0, 0), (0, 0)), constant_values=background_score)
-            return np.append(BACKGROUND, classes).astype(np.uint8)[scores.argmax(0)]
+            best = np.concatenate([background, scores]).argmax(0)
+            return np.append(BACKGROUND, classes).astype(np.uint8)[best]
     raise ValueError(
         "expected {class: (H, W) scores} or {'keys': (K,) classes, NAME: (K, H, W) scores}, "
         "at most 1, classes counted from 0 without background"

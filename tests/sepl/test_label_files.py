@@ -159,6 +159,10 @@ def test_probabilities_with_a_background_of_their_own_count_as_label_maps_do(tmp
     for form in (dict(zip([0, 3, 15], maps, strict=True)), {"keys": [0, 3, 15], "crf": maps}):
         np.save(tmp_path / "a.npy", form, allow_pickle=True)
         assert read_label(tmp_path / "a.npy", 21).tolist() == [[0, 15, 3]]
+    for keys in ([0, 3, 255], [0.0, 2.5, 15.0]):
+        np.save(tmp_path / "a.npy", {"keys": keys, "crf": maps}, allow_pickle=True)
+        with pytest.raises(DatasetError, match=r"a\.npy"):
+            read_label(tmp_path / "a.npy", 21)
 
 
 # The third has one more, but none is the background; 255 is void.
